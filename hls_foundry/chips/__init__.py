@@ -1,0 +1,1 @@
+"""Chips: read, inventory, split, fetch and synthesise labelled HLS chips."""

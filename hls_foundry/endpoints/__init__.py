@@ -1,0 +1,1 @@
+"""Create, test and delete endpoints."""

@@ -1,0 +1,1 @@
+"""Metrics on whole test chips, the spectral-index baseline, and promotion."""

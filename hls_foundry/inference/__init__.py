@@ -1,0 +1,1 @@
+"""Tiled prediction, polygons, rasters and maps."""

@@ -1,0 +1,1 @@
+"""The Prithvi encoder, decode heads, and the model bundle on disk."""

@@ -1,0 +1,1 @@
+"""The Accelerate loop, its launcher and its checkpoints."""

@@ -1,0 +1,1 @@
+"""The Great Expectations suite over the inventory."""
