@@ -5,20 +5,45 @@ VENV := .venv
 BIN := $(VENV)/bin
 TASK ?= burn_scars
 
-.PHONY: help install run test lint lock system bench clean
+.PHONY: help install run test lint system lock docs bench clean
 .DEFAULT_GOAL := help
 
-help:            ## this list
-	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
 install: $(VENV)/.installed  ## make .venv from requirements.lock
 
 $(VENV)/.installed: requirements.lock pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) not found: install Python 3.11 or set PYTHON=…" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-lock:            ## resolve pyproject.toml again into requirements.lock
+run: install  ## chips in, tested endpoint out, on this machine (TASK=flood for floods)
+	@$(BIN)/python run.py --task $(TASK)
+
+test: install  ## the tests; what this machine lacks is skipped with the reason (make system installs it)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: install  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+system:  ## what some tests need from Debian (as root): Chromium
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends chromium
+
+lock: install  ## resolve pyproject.toml again into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate \
 	  --custom-compile-command "make lock" --upgrade -o requirements.lock
+
+docs: install  ## write docs/configuration.md from the configuration's types
+	$(BIN)/python docs/write_configuration.py
+
+bench: install  ## the figures of docs/performance.md
+	@for name in training inference validation serving; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+clean:  ## stop endpoints of this checkout and delete its work
+	@test ! -x $(BIN)/python || for name in $$($(BIN)/python run.py endpoints | awk '/http/{print $$1}'); do $(BIN)/python run.py endpoints --delete $$name; done
+	rm -rf .foundry .pytest_cache .mypy_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -93,7 +94,9 @@ class ModelConfig(Part):
     coordinates: bool = Field(False, description="feed acquisition time and location to a _tl variant")
     head: Literal["fcn", "unet"] = "fcn"
     head_channels: Annotated[int, Field(ge=8)] = 256
-    head_blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field((), description="encoder blocks (from 1) for the unet head; empty: four, evenly spaced")
+    head_blocks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="encoder blocks (from 1) for the unet head; empty: four, evenly spaced"
+    )
     auxiliary_weight: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the auxiliary head's loss; 0: no auxiliary head")
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -132,7 +135,9 @@ class TrainingConfig(Part):
     flips: bool = True
     rotations: bool = True
     validate_every: Annotated[int, Field(ge=1)] | None = Field(None, description="optimiser steps between validations; none: once an epoch")
-    checkpoint_every: Annotated[int, Field(ge=1)] | None = Field(None, description="optimiser steps between checkpoints; none: at each validation")
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="optimiser steps between checkpoints; none: at each validation"
+    )
     patience: Annotated[int, Field(ge=1)] | None = Field(None, description="validations without a better mean IoU before stopping early")
     processes: Annotated[int, Field(ge=1)] = 1
     seed: Annotated[int, Field(ge=0)] = 0
@@ -141,7 +146,8 @@ class TrainingConfig(Part):
     def _batch_divides(self) -> TrainingConfig:
         if self.batch_size % (self.processes * self.accumulation):
             raise ValueError(
-                f"batch_size {self.batch_size} is global: it must be a multiple of processes × accumulation ({self.processes} × {self.accumulation})"
+                f"batch_size {self.batch_size} is global: it must be a multiple of processes × accumulation "
+                f"({self.processes} × {self.accumulation})"
             )
         return self
 
@@ -251,10 +257,8 @@ def _override(text: str) -> dict[str, Any]:
         raise ConfigError(f"--set {text}: '{value}' is not a YAML value") from None
     if isinstance(nested, str):
         # YAML 1.1 reads 1e-4 as text; a person means the number.
-        try:
+        with contextlib.suppress(ValueError):
             nested = float(nested)
-        except ValueError:
-            pass
     for name in reversed(key.strip().split(".")):
         nested = {name: nested}
     return nested

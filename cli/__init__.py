@@ -1,0 +1,1 @@
+"""What run.py's commands do: run pipelines, summarise and follow runs, check stacks."""

@@ -1,0 +1,130 @@
+"""Follow what runs: status, logs, stop, and the dashboard."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import psutil
+
+from cli.session import start_zenml
+from hls_foundry.errors import ConfigError
+from hls_foundry.home import foundry_home
+
+MOST_LOG_LINES = 10_000
+
+if TYPE_CHECKING:
+    from zenml.models import PipelineRunResponse
+
+
+@contextmanager
+def recorded_process(run: str) -> Iterator[None]:
+    """While the body runs, note which process runs `run`, so that `run.py stop` can find it."""
+    folder = _processes()
+    folder.mkdir(parents=True, exist_ok=True)
+    note = folder / f"{run}.json"
+    process = psutil.Process()
+    note.write_text(json.dumps({"pid": process.pid, "created": process.create_time()}), encoding="utf-8")
+    try:
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def show_status(run: str | None) -> None:
+    """Print the ten latest runs, or one run's steps."""
+    start_zenml()
+    from zenml.client import Client
+
+    if run is None:
+        runs = Client().list_pipeline_runs(sort_by="desc:created", size=10).items
+        if not runs:
+            click.echo("no runs yet: python run.py starts one")
+        for found in runs:
+            click.echo(f"{found.name}  {found.status.value}  {_local_time(found.created)}  {found.id}")
+        return
+    found = _find(run)
+    click.echo(f"{found.name}  {found.status.value}  {found.id}")
+    for name, step in found.steps.items():
+        took = f"{(step.end_time - step.start_time).total_seconds():.1f} s" if step.start_time and step.end_time else ""
+        click.echo(f"  {name:<16} {step.status.value:<10} {took}")
+
+
+def show_logs(run: str | None, step: str | None) -> None:
+    """Print the stored logs of a run's steps."""
+    start_zenml()
+    from zenml.artifacts.utils import instantiate_artifact_store
+    from zenml.client import Client
+    from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore
+
+    found = _find(run)
+    if step and step not in found.steps:
+        raise ConfigError(f"run {found.name} has no step '{step}' (steps: {', '.join(found.steps)})")
+    for name, step_run in found.steps.items():
+        if step in (None, name) and step_run.log_collection:
+            click.secho(f"── {name}", bold=True)
+            for stream in step_run.log_collection:
+                store = instantiate_artifact_store(Client().zen_store.get_stack_component(stream.artifact_store_id))
+                page = ArtifactLogStore.from_artifact_store(artifact_store=store).fetch(logs_model=stream, limit=MOST_LOG_LINES)
+                for entry in page.items:
+                    click.echo(entry.message)
+
+
+def stop_run(run: str | None) -> None:
+    """Send SIGTERM to the process that runs `run`; it saves what it has and ends."""
+    found = sorted(_processes().glob("*.json"), key=lambda note: note.stat().st_mtime) if _processes().is_dir() else []
+    notes = [note for note in found if run is None or note.stem == run]
+    if not notes and run is not None:
+        start_zenml()
+        notes = [note for note in found if note.stem == _find(run).name]
+    for note in reversed(notes):
+        content = json.loads(note.read_text(encoding="utf-8"))
+        try:
+            process = psutil.Process(content["pid"])
+            if abs(process.create_time() - content["created"]) < 1:
+                process.send_signal(signal.SIGTERM)
+                click.echo(f"asked run {note.stem} (process {process.pid}) to stop; the same command started again goes on from there")
+                return
+        except psutil.NoSuchProcess:
+            pass
+        note.unlink(missing_ok=True)  # left by a process that was killed
+    raise ConfigError(f"run {run} is not running on this machine" if run else "nothing is running on this machine")
+
+
+def open_dashboard() -> None:
+    """Start ZenML's own server and dashboard on this machine."""
+    start_zenml()
+    if importlib.util.find_spec("jwt") is None:
+        raise ConfigError('the dashboard needs ZenML\'s server: .venv/bin/pip install "zenml[server]==0.98.0" and run this again')
+    os.execv(sys.executable, [sys.executable, "-m", "zenml.cli.cli", "login", "--local"])
+
+
+def _processes() -> Path:
+    return foundry_home() / "runs" / "processes"
+
+
+def _find(run: str | None) -> PipelineRunResponse:
+    from zenml.client import Client
+
+    if run is None:
+        latest = Client().list_pipeline_runs(sort_by="desc:created", size=1).items
+        if not latest:
+            raise ConfigError("no runs yet: python run.py starts one")
+        return latest[0]
+    try:
+        return Client().get_pipeline_run(run)
+    except (KeyError, ValueError):
+        raise ConfigError(f"no run '{run}': python run.py status lists them") from None
+
+
+def _local_time(moment: datetime) -> str:
+    return moment.replace(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M")

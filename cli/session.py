@@ -1,0 +1,43 @@
+"""Start ZenML for this process: quiet, without analytics, with the repository as its source root."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from hls_foundry.errors import FoundryError, Preempted
+from hls_foundry.home import REPOSITORY
+
+
+def start_zenml() -> None:
+    """Set ZenML's environment, source root and what it says at the terminal; what the user has set stays.
+
+    Call before the first import of zenml: it reads these variables once.
+    """
+    os.environ.setdefault("ZENML_ANALYTICS_OPT_IN", "false")
+    os.environ.setdefault("ZENML_LOGGING_VERBOSITY", "ERROR")
+    os.environ.setdefault("ZENML_LOGGING_COLORS_DISABLED", "true")
+    os.environ.setdefault("ZENML_AUTO_OPEN_DASHBOARD", "false")
+    os.environ.setdefault("ZENML_ENABLE_RICH_TRACEBACK", "false")
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    from zenml.logger import ZenMLConsoleHandler  # importing it sets up the root logger
+    from zenml.utils import source_utils
+
+    source_utils.set_custom_source_root(str(REPOSITORY))
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, ZenMLConsoleHandler):
+            handler.setStream(sys.stderr)  # standard output is for the summary
+            handler.setFormatter(logging.Formatter("%(message)s"))
+            handler.addFilter(_said_elsewhere)
+    logging.getLogger("hls_foundry").setLevel(logging.INFO)
+    logging.getLogger("steps").setLevel(logging.INFO)
+
+
+def _said_elsewhere(record: logging.LogRecord) -> bool:
+    """Keep off the terminal what run.py itself says in one line: errors a user can mend, and ZenML's echo of them."""
+    if not record.name.startswith("zenml"):
+        return True
+    if record.exc_info:
+        return not isinstance(record.exc_info[1], FoundryError | Preempted)
+    return record.levelno >= logging.ERROR and not record.name.startswith("zenml.orchestrators")

@@ -1,0 +1,202 @@
+#!/usr/bin/env python
+"""The command line of HLS Foundry: choose a stack, a task and a pipeline; run it; print a summary."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hls_foundry.errors import FoundryError, Preempted
+from hls_foundry.home import REPOSITORY, foundry_home
+
+CONFIGS = REPOSITORY / "configs"
+DEFAULT_PIPELINE = {"local": "all", "hpc": "train", "aws": "deploy"}
+EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED, EXIT_PREEMPTED = 1, 2, 130, 85
+
+stack_option = click.option("--stack", default="local", show_default=True, help="stacks/NAME.yaml: where it runs.")
+
+
+def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn what a user can mend into one line and exit code 2, an interruption into 130, a saved preemption into 85."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except FoundryError as error:
+            _fail(str(error), EXIT_USER)
+        except Preempted as error:
+            _fail(f"{error}: run the same command again to go on", EXIT_INTERRUPTED if error.signal_number == 2 else EXIT_PREEMPTED)
+        except KeyboardInterrupt:
+            _fail("interrupted: nothing half-written is left; run the same command again to go on", EXIT_INTERRUPTED)
+
+    return wrapped
+
+
+def _fail(line: str, code: int) -> None:
+    click.secho(f"error: {line}" if code == EXIT_USER else line, fg="red", err=True)
+    sys.exit(code)
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@stack_option
+@click.option("--task", help="burn_scars or flood (configs/NAME.yaml).  [default: burn_scars]")
+@click.option("--pipeline", type=click.Choice(["train", "deploy", "all"]), help="[default: all on local, train on hpc, deploy on aws]")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="A configuration file.  [default: configs/demo.yaml, with --data configs/TASK.yaml]"
+)
+@click.option("--data", metavar="SOURCE", help="PATH, s3://BUCKET/PREFIX, hf://OWNER/NAME or synthetic://TASK?chips=…&size=…&seed=…")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. training.epochs=20; may be repeated.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the summary to FILE as well ('-': standard output).")
+@click.option("--no-cache", is_flag=True, help="Run every step again.")
+@click.option("--dry-run", is_flag=True, help="Check configuration, stack and source, say what would run, and stop.")
+@click.pass_context
+@user_errors
+def main(
+    context: click.Context,
+    stack: str,
+    task: str | None,
+    pipeline: str | None,
+    config: Path | None,
+    data: str | None,
+    overrides: tuple[str, ...],
+    json_file: Path | None,
+    no_cache: bool,
+    dry_run: bool,
+) -> None:
+    """Labelled HLS chips in, tested endpoint out.
+
+    Without a command: validate, fine-tune, evaluate, promote, publish, deploy and test, then print a summary.
+    """
+    if context.invoked_subcommand:
+        return
+    from hls_foundry.config import load_config
+    from stacks.definition import load_stack
+
+    definition = load_stack(stack, os.environ)
+    settings = load_config(CONFIGS, task=task, file=config, overrides=overrides, source=data)
+    chosen = pipeline or DEFAULT_PIPELINE.get(stack, "all")
+    if dry_run:
+        from hls_foundry.chips.sources import source_fingerprint
+
+        source_fingerprint(settings.data.source, settings.task)
+        click.echo(
+            f"would run pipeline '{chosen}' of task '{settings.task.name}' on stack '{stack}' with chips from {settings.data.source}"
+        )
+        return
+    from cli.execute import execute
+
+    summary = execute(definition, settings, chosen, use_cache=not no_cache)
+    summary.write(json_file)
+    if summary.status != "completed":
+        sys.exit(EXIT_FAILED)
+
+
+@main.command()
+@stack_option
+@click.option("--task", help="The task whose configuration is checked.")
+@user_errors
+def doctor(stack: str, task: str | None) -> None:
+    """Check a stack and say what is missing."""
+    from cli.doctor import check_stack, print_checks
+
+    if not print_checks(check_stack(stack, task, CONFIGS)):
+        sys.exit(EXIT_USER)
+
+
+@main.command()
+@click.argument("run", required=False)
+@user_errors
+def status(run: str | None) -> None:
+    """Show the latest runs, or the steps of one RUN (name or id)."""
+    from cli.runs import show_status
+
+    show_status(run)
+
+
+@main.command()
+@click.argument("run", required=False)
+@click.option("--step", help="One step only.")
+@user_errors
+def logs(run: str | None, step: str | None) -> None:
+    """Print what the steps of RUN (default: the latest) logged."""
+    from cli.runs import show_logs
+
+    show_logs(run, step)
+
+
+@main.command()
+@click.argument("run", required=False)
+@user_errors
+def stop(run: str | None) -> None:
+    """Stop RUN (default: the one running): fine-tuning saves its state first."""
+    from cli.runs import stop_run
+
+    stop_run(run)
+
+
+@main.command()
+@click.argument("scene", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="FILE.tif, FILE.geojson or FILE.gpkg.  [default: SCENE_prediction.tif beside it]"
+)
+@click.option("--task", default="burn_scars", show_default=True)
+@click.option("--bundle", type=click.Path(path_type=Path), help="A bundle folder or model.tar.gz.  [default: the one last deployed]")
+@click.option("--endpoint", help="Ask this endpoint instead of predicting in this process.")
+@click.option("--bands", help="Six band numbers or names, comma-separated.  [default: by the file]")
+@click.option("--scale", type=float, help="File value × SCALE = reflectance.  [default: by the file's type]")
+@click.option("--threshold", type=click.FloatRange(0, 1), help="Probability from which a pixel is class 1.  [default: the likelier class]")
+@user_errors
+def predict(
+    scene: Path,
+    out: Path | None,
+    task: str,
+    bundle: Path | None,
+    endpoint: str | None,
+    bands: str | None,
+    scale: float | None,
+    threshold: float | None,
+) -> None:
+    """Map SCENE (a GeoTIFF) to a mask or polygons."""
+    from hls_foundry.endpoints.predict import PredictRequest, predict_file
+
+    request = PredictRequest(scene=scene, out=out, bands=bands, scale=scale, threshold=threshold)
+    click.echo(predict_file(request, foundry_home(), task=task, bundle=bundle, endpoint=endpoint))
+
+
+@main.command()
+@click.option("--delete", metavar="NAME", help="Stop and delete this endpoint.")
+@user_errors
+def endpoints(delete: str | None) -> None:
+    """List the endpoints on this machine, or delete one."""
+    from hls_foundry.endpoints.local import LocalEndpoints
+
+    local = LocalEndpoints(foundry_home() / "endpoints")
+    if delete:
+        local.delete(delete)
+        click.echo(f"deleted endpoint {delete}")
+        return
+    listed = local.list()
+    for endpoint in listed:
+        click.echo(endpoint.line())
+    if not listed:
+        click.echo("no endpoints: python run.py makes one")
+
+
+@main.command()
+@user_errors
+def dashboard() -> None:
+    """Open the lineage in ZenML's dashboard."""
+    from cli.runs import open_dashboard
+
+    open_dashboard()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Stacks: their definitions (*.yaml) and the code that registers them with ZenML."""

@@ -1,0 +1,64 @@
+"""Stack files: variables, unknown keys, stacks that come later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hls_foundry.errors import ConfigError
+from stacks.definition import load_stack
+
+VALID = "components: [{type: orchestrator, flavor: local}, {type: artifact_store, flavor: local}]\npublish: {folder: '%s'}\n"
+
+
+def write(folder: Path, content: str) -> Path:
+    (folder / "mine.yaml").write_text(content)
+    return folder
+
+
+def test_the_local_stack_loads_without_any_variable() -> None:
+    stack = load_stack("local", {})
+    assert stack.publish.folder == ".foundry/published"
+    assert stack.endpoint is not None
+    assert stack.endpoint.target == "local"
+
+
+def test_variables_are_filled_and_defaults_used(tmp_path: Path) -> None:
+    folder = write(tmp_path, VALID % "${WHERE}/${WHAT:-models}")
+    assert load_stack("mine", {"WHERE": "/somewhere"}, folder).publish.folder == "/somewhere/models"
+
+
+def test_a_missing_variable_is_named_with_its_file(tmp_path: Path) -> None:
+    folder = write(tmp_path, VALID % "${BUCKET}")
+    with pytest.raises(ConfigError, match=r"mine\.yaml needs the environment variable BUCKET"):
+        load_stack("mine", {}, folder)
+
+
+def test_a_value_cannot_add_keys(tmp_path: Path) -> None:
+    folder = write(tmp_path, VALID % "${WHERE}")
+    hostile = "x'}\nendpoint: {target: elsewhere"
+    assert load_stack("mine", {"WHERE": hostile}, folder).publish.folder == hostile
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ((VALID % "x") + "endpiont: {}\n", "'endpiont': unknown key"),
+        ((VALID % "x") + "endpoint: {size: big}\n", r"'endpoint\.size': unknown key"),
+        ("components: []\n", "'publish': Field required"),
+        ("components: [", "not valid YAML"),
+        ("7", "must hold a mapping"),
+    ],
+)
+def test_wrong_stack_files_are_one_line(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_stack("mine", {}, write(tmp_path, content))
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_stacks_and_stacks_of_later_parts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="known stacks: mine"):
+        load_stack("other", {}, write(tmp_path, VALID % "x"))
+    with pytest.raises(ConfigError, match="Slurm"):
+        load_stack("hpc", {}, tmp_path)
