@@ -11,19 +11,33 @@ and number of threads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import rasterio
 import torch
+from rasterio.windows import Window
 from torch import Tensor, nn
 
+from hls_foundry.chips.scene import Grid
 from hls_foundry.errors import BundleError, ChipError, ConfigError
+from hls_foundry.inference.rasters import (
+    MASK_NODATA,
+    PROBABILITY_NODATA,
+    PROBABILITY_SCALE,
+    CogStream,
+    mask_as_uint8,
+    probabilities_as_uint16,
+)
 from hls_foundry.inference.tiling import Axis, even_groups, place
 
 if TYPE_CHECKING:
+    from hls_foundry.chips.reader import ChipReader
     from hls_foundry.models.bundle import Bundle
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -31,6 +45,18 @@ Progress = Callable[[int, int], None]
 """Called with tiles done and tiles in all."""
 
 MIN_SIDE = 64
+GDAL_CACHE_BYTES = 96 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ScenePrediction:
+    """What `predict_scene` wrote: the files, their grid, and how many pixels are of no data and of each class."""
+
+    mask: Path
+    probabilities: Path | None
+    grid: Grid
+    nodata_pixels: int
+    class_pixels: tuple[int, ...]
 
 
 def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
@@ -171,6 +197,47 @@ class Predictor:
             pass_.add(strip, valid, index)
             end = down.starts[index + 1] if index + 1 < len(down.starts) else down.length
             yield start, pass_.finished(end - start, valid)
+
+    def predict_scene(
+        self,
+        reader: ChipReader,
+        output: Path,
+        *,
+        threshold: float | None = None,
+        probabilities: Path | None = None,
+        progress: Progress | None = None,
+    ) -> ScenePrediction:
+        """Predict an open scene into cloud-optimised GeoTIFFs on its own grid, holding a few rows of tiles in memory.
+
+        `output`: the mask, uint8, 255 = no data. `probabilities`: also write those of class 1 (and, with more classes, the others but
+        0) as uint16 × 0.0001, 65535 = no data. Each appears complete or not at all. The mask is bit for bit that of `mask(scene.pixels)`.
+        Raises what `strips` raises, and FoundryError where a file cannot be written.
+        """
+        mask_from_probabilities(np.zeros((2, 1, 1), np.float32), threshold)  # refuse a bad threshold before the first tile
+        height, width = reader.grid.height, reader.grid.width
+        grid = replace(reader.grid, transform=reader.transform)
+        counts = np.zeros(self.classes + 1, dtype=np.int64)  # of no data, class 0, class 1, …
+        with ExitStack() as stack:
+            # GDAL would cache up to 5 % of the machine's memory; blocks that straddle two rows of tiles fit in far less.
+            stack.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES))
+            masks = stack.enter_context(CogStream(output, 1, "uint8", grid, MASK_NODATA))
+            masks.describe(self._tags(reader), ("class",))
+            likely = None
+            if probabilities is not None:
+                likely = stack.enter_context(CogStream(probabilities, self.classes - 1, "uint16", grid, PROBABILITY_NODATA))
+                likely.describe(self._tags(reader), [f"probability of class {k}" for k in range(1, self.classes)], PROBABILITY_SCALE)
+            rows = RollingRows(lambda a, b: reader.read(Window(0, a, width, b - a)))
+            for row, strip in self.strips(rows, height, width, acquired=reader.acquired, location=reader.location, progress=progress):
+                mask = mask_from_probabilities(strip.numpy(), threshold)
+                counts += np.bincount(mask.ravel() + 1, minlength=len(counts))
+                masks.write(row, mask_as_uint8(mask)[None])
+                if likely is not None:
+                    likely.write(row, probabilities_as_uint16(strip[1:].numpy()))
+        return ScenePrediction(output, probabilities, grid, int(counts[0]), tuple(int(n) for n in counts[1:]))
+
+    def _tags(self, reader: ChipReader) -> dict[str, str]:
+        tags = {"SOURCE": reader.name, "PRECISION": self.precision}
+        return tags | ({"ACQUISITION_DATE": reader.acquired.isoformat()} if reader.acquired else {})
 
     def _coordinates(self, acquired: date | None, location: tuple[float, float] | None) -> dict[str, Tensor]:
         given: dict[str, Tensor] = {}

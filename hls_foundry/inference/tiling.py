@@ -75,7 +75,7 @@ def _weights(starts: Sequence[int], tile: int) -> npt.NDArray[np.float32]:
 
 
 def even_groups(items: Sequence[int], most: int) -> list[Sequence[int]]:
-    """Cut `items` into the fewest groups of at most `most`, as equal as can be: 21 by 4 is three fours and three threes, not five fours and a one."""
+    """Cut `items` into the fewest groups of at most `most`, as equal as can be: 21 by 4 is not five fours and a one."""
     count = ceil(len(items) / most)
     cuts = [round(i * len(items) / count) for i in range(count + 1)] if count else [0]
     return [items[a:b] for a, b in pairwise(cuts)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import date
 
 import numpy as np
@@ -17,14 +16,6 @@ from hls_foundry.inference.predictor import Predictor, RollingRows, mask_from_pr
 from .models import MEAN, STD, Convolutions, VitWithConvolutions
 
 Pixels = npt.NDArray[np.float32]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def scene(height: int, width: int, seed: int = 0) -> Pixels:
