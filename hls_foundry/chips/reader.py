@@ -100,9 +100,9 @@ class ChipReader:
         longitude, latitude = to_degrees.transform(x, y) if to_degrees else (np.nan, np.nan)
         return (float(latitude), float(longitude)) if np.isfinite([longitude, latitude]).all() else None
 
-    def read_raw(self, window: Window | None = None) -> npt.NDArray[Any]:
-        """The six bands as the file holds them: (6, h, w) in the file's dtype. Raises ChipError where pixels are missing."""
-        return read_pixels(self._dataset, self._where, list(self.band_indexes), window)
+    def read_raw(self, window: Window | None = None, *, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """The six bands as the file holds them: (6, h, w) in `dtype`, in `out` if given. Raises ChipError where pixels are missing."""
+        return read_pixels(self._dataset, self._where, list(self.band_indexes), window, out)
 
     def reflectance(self, raw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Values of `read_raw` → float32 reflectance (6, h, w), NaN in all six where any is nodata or not finite."""
@@ -124,8 +124,8 @@ class ChipReader:
             return np.zeros(raw.shape[1:], bool)
         with np.errstate(over="ignore"):
             wanted = raw.dtype.type(value)
-        # Most chips have none: two quick passes say so without a boolean copy of every band.
-        if raw.dtype.kind in "iu" and raw.size and not raw.min() <= wanted <= raw.max():
+        # Most chips have none: two quick passes (a NaN makes both False) say so without a boolean copy of every band.
+        if raw.size and (wanted < raw.min() or wanted > raw.max()):
             return np.zeros(raw.shape[1:], bool)
         empty: npt.NDArray[np.bool_] = (raw == wanted).any(axis=0)
         return empty
@@ -166,6 +166,8 @@ def read_mask(source: Path | str | bytes, *, max_pixels: int | None = None, name
 
 def clean_labels(labels: npt.NDArray[Any], nodata: float | None, where: str) -> npt.NDArray[np.int16]:
     """Labels as a file holds them (H, W) → int16 (H, W) in {0, 1, −1}. Raises ChipError naming unknown values."""
+    if labels.dtype.kind in "iu" and labels.size and labels.min() >= 0 and labels.max() <= 1:  # most masks
+        return labels.astype(np.int16)
     mask = np.full(labels.shape, -1, np.int16)
     mask[labels == 0] = 0
     mask[labels == 1] = 1
@@ -205,10 +207,12 @@ def open_geotiff(source: Path | str | bytes, stack: ExitStack, where: str, max_p
     return dataset
 
 
-def read_pixels(dataset: Any, where: str, indexes: int | list[int], window: Window | None) -> npt.NDArray[Any]:
+def read_pixels(
+    dataset: Any, where: str, indexes: int | list[int], window: Window | None, out: npt.NDArray[Any] | None = None
+) -> npt.NDArray[Any]:
     """Pixels of an open dataset. Raises ChipError where the file ends too early or a block is damaged."""
     try:
-        pixels: npt.NDArray[Any] = dataset.read(indexes, window=window)
+        pixels: npt.NDArray[Any] = dataset.read(indexes, window=window, out=out)
     except (RasterioError, OSError, ValueError) as error:
         raise ChipError(f"{where} is truncated or damaged: its pixels cannot be read ({_reason(error)}); fetch or write it again") from None
     except MemoryError:
@@ -282,8 +286,8 @@ def degrees_transformer(wkt: str) -> pyproj.Transformer | None:
 
 
 def same_crs(one: CRS | None, other: CRS | None) -> bool:
-    """Whether both are written as the same CRS."""
-    return bool(one == other) if one and other else one is None and other is None
+    """Whether both files have the same CRS by GDAL's judgement (WKT that differs in more than names is not the same), or both none."""
+    return one is other or (one is not None and other is not None and bool(one == other))
 
 
 def _first_bytes(path: Path, where: str) -> bytes:
