@@ -52,6 +52,8 @@ class Architecture(_Described):
     @model_validator(mode="after")
     def _blocks_exist(self) -> Architecture:
         blocks, depth = self.head.blocks, self.encoder.depth
+        if self.head.name == "fcn" and len(blocks) != 1:
+            raise ValueError(f"the fcn head takes the encoder's last block only, not {list(blocks)}")
         if list(blocks) != sorted(set(blocks)) or blocks[0] < 1 or blocks[-1] != depth:
             raise ValueError(f"head_blocks {list(blocks)} must ascend and end with the encoder's last block, {depth}")
         if len(blocks) > levels_of(self.encoder.patch_size) + 1:
@@ -100,6 +102,11 @@ class Segmenter(nn.Module):
         return self._architecture.encoder.patch_size
 
     @property
+    def classes(self) -> int:
+        """K, the number of classes."""
+        return self._architecture.classes
+
+    @property
     def coordinates(self) -> bool:
         """Whether the model is to be fed acquisition time and location."""
         return self._architecture.coordinates
@@ -112,19 +119,27 @@ class Segmenter(nn.Module):
         """Number of parameters; with `trainable` only of those that take gradients."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
 
-    def forward(
-        self, x: Tensor, temporal: Tensor | None = None, location: Tensor | None = None, *, auxiliary: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, temporal: Tensor | None = None, location: Tensor | None = None) -> Tensor:
         """Logits of every pixel, float32 (B, K, H, W).
 
         Args:
             x: normalised reflectance (B, 6, H, W) or (B, 6, T, H, W); H and W multiples of the patch, at least two of them.
             temporal: (B, T, 2) year and day of year. location: (B, 2) latitude and longitude. Used where `coordinates`.
-            auxiliary: return (logits, logits of the auxiliary head or None). Here and not only in `forward_training`, because
-                DistributedDataParallel synchronises what goes through `forward`.
 
         Raises ValueError for another shape.
         """
+        maps, image = self._encode(x, temporal, location)
+        logits: Tensor = self.head(maps, image)
+        return logits
+
+    def forward_training(self, x: Tensor, temporal: Tensor | None = None, location: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(logits, logits of the auxiliary head or None), each as `forward` returns them."""
+        maps, image = self._encode(x, temporal, location)
+        auxiliary = self.auxiliary(maps[-1], (image.shape[2], image.shape[3])) if self.auxiliary is not None else None
+        return self.head(maps, image), auxiliary
+
+    def _encode(self, x: Tensor, temporal: Tensor | None, location: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        """The maps (B, h, w, T·D) that the head takes, shallow to deep, and the image as (B, 6·T, H, W)."""
         if x.ndim == 4:
             x = x.unsqueeze(2)
         e = self._architecture.encoder
@@ -137,19 +152,12 @@ class Segmenter(nn.Module):
         if not self.coordinates:
             temporal = location = None
         tokens = self.encoder.forward_features(x, temporal, location)
-        blocks = self._architecture.head.blocks if self._architecture.head.name == "unet" else self._architecture.head.blocks[-1:]
         # (B, 1 + t·h·w, D) → (B, h, w, t·D): the frames of one place side by side, as hls-foundation-os hands them to the neck
-        maps = [tokens[block - 1][:, 1:].reshape(b, t, h, w, -1).permute(0, 2, 3, 1, 4).reshape(b, h, w, -1) for block in blocks]
-        logits: Tensor = self.head(maps, x.flatten(1, 2))
-        if not auxiliary:
-            return logits
-        return logits, self.auxiliary(maps[-1], (height, width)) if self.auxiliary is not None else None
-
-    def forward_training(self, x: Tensor, temporal: Tensor | None = None, location: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(logits, logits of the auxiliary head or None); see `forward`."""
-        result = self.forward(x, temporal, location, auxiliary=True)
-        assert isinstance(result, tuple)
-        return result
+        maps = [
+            tokens[block - 1][:, 1:].reshape(b, t, h, w, -1).permute(0, 2, 3, 1, 4).reshape(b, h, w, -1)
+            for block in self._architecture.head.blocks
+        ]
+        return maps, x.flatten(1, 2)
 
 
 def build_segmenter(config: ModelConfig, classes: int = 2) -> Segmenter:
