@@ -277,10 +277,10 @@ def tile_of(name: str) -> str:
 
 
 @lru_cache(maxsize=512)
-def degrees_transformer(wkt: str) -> pyproj.Transformer | None:
-    """From the CRS to longitude, latitude (WGS 84); None for one that has no place on Earth. Threads may share it (pyproj ≥ 3.1)."""
+def degrees_transformer(crs: str) -> pyproj.Transformer | None:
+    """From a CRS (WKT or EPSG:…) to longitude, latitude (WGS 84); None for one with no place on Earth. pyproj ≥ 3.1: threads may share it."""
     try:
-        return pyproj.Transformer.from_crs(pyproj.CRS.from_wkt(wkt), "EPSG:4326", always_xy=True)
+        return pyproj.Transformer.from_crs(pyproj.CRS.from_user_input(crs), "EPSG:4326", always_xy=True)
     except pyproj.exceptions.ProjError:
         return None
 
