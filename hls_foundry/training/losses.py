@@ -48,7 +48,7 @@ class SegmentationLoss(nn.Module):
         `logits` (B, K, H, W), `labels` integers (B, H, W) in 0…K−1 or −1, `counts` as of `self.counts`, over the global batch.
         """
         norms = counts.clamp_min(1e-12).tolist()
-        value: Tensor = _ClosedForm.apply(logits, labels, norms, self.class_weights, self.dice, self.cross_entropy)
+        value: Tensor = _ClosedForm.apply(logits, labels, norms, self.class_weights, self.dice, self.cross_entropy)  # type: ignore[no-untyped-call]
         return value
 
 
@@ -81,7 +81,7 @@ class _ClosedForm(torch.autograd.Function):
         p = log_p.exp()
         truth = torch.stack([flat == index for index in range(classes)], dim=1).float()  # (B, K, N), 0 where ignored
         total = scores.new_zeros((), dtype=torch.float64)
-        gradient = None
+        gradient = torch.zeros(())
         if cross_entropy:
             scale = weights.view(1, classes, 1) / counts[0]
             total -= (log_p * truth).sum(dim=(0, 2)).double() @ weights.double() / counts[0]
@@ -99,7 +99,7 @@ class _ClosedForm(torch.autograd.Function):
             slope = (masked * (quotient * (numerator / denominator).unsqueeze(2))).sub_(truth * quotient)
             # Through the softmax: dz = p · (g − Σ p·g).
             slope = p * (slope - (p * slope).sum(1, keepdim=True))
-            gradient = slope if gradient is None else gradient.add_(slope)
+            gradient = gradient.add_(slope) if cross_entropy else slope
         ctx.save_for_backward(gradient.reshape(logits.shape).to(logits.dtype))
         return total.float()
 

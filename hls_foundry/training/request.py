@@ -113,6 +113,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write through a temporary name, so that a reader sees the old file or the whole new one. Raises TrainingError (disk full, …)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:

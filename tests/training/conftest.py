@@ -72,7 +72,8 @@ def make_request(chips: Path, tmp_path: Path) -> MakeRequest:
 
     def make(folder: str = "work", splits: Path | None = None, **changes: Any) -> TrainingRequest:
         settings = {
-            "model.variant": "v2_tiny_tl", "model.head": "unet", "model.head_channels": 16, "model.image_size": 64, "model.dropout": 0.1,
+            "model.variant": "v2_tiny_tl", "model.weights": "none", "model.image_size": 64, "model.auxiliary_weight": 0.0,
+            "model.head": "unet", "model.head_channels": 16, "model.dropout": 0.1,
             "training.crop_size": 64, "training.batch_size": 4, "training.epochs": 4, "training.max_steps": 6, "training.warmup_steps": 2,
             "training.learning_rate": 0.001, "training.validate_every": 3, "training.checkpoint_every": 2, "training.precision": "fp32",
             "inference.tile": 64, **changes,
