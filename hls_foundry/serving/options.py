@@ -45,28 +45,31 @@ Bands = Annotated[
     ),
 ]
 Threshold = Annotated[
-    float,
-    Field(gt=0, lt=1, description="probability from which a pixel counts as class 1; none: the more probable class", examples=[0.4]),
+    Annotated[float, Field(gt=0, lt=1)] | None,
+    Field(description="probability from which a pixel counts as class 1; none: the more probable class", examples=[0.4]),
 ]
 Scale = Annotated[
     Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)],
     Field(description="file value × scale = reflectance; auto: 0.0001 for integers, 1 for floats", examples=[0.0001]),
 ]
-Nodata = Annotated[float, Field(allow_inf_nan=False, description="value of pixels without data, over the file's own", examples=[-9999])]
-Acquired = Annotated[date, Field(description="date of acquisition, for models with time; none: from the file", examples=["2018-10-12"])]
+Nodata = Annotated[
+    Annotated[float, Field(allow_inf_nan=False)] | None,
+    Field(description="value of pixels without data; none: the file's own, else −9999", examples=[-9999]),
+]
+Acquired = Annotated[
+    date | None, Field(description="date of acquisition, for models with time; none: from the file", examples=["2018-10-12"])
+]
 Location = Annotated[
-    tuple[Annotated[float, Field(ge=-90, le=90)], Annotated[float, Field(ge=-180, le=180)]],
+    tuple[Annotated[float, Field(ge=-90, le=90)], Annotated[float, Field(ge=-180, le=180)]] | None,
     BeforeValidator(_numbers),
     Field(description="latitude, longitude of the centre in degrees; none: from the file", examples=[[40.2, -122.3]]),
 ]
 Crs = Annotated[
-    str,
-    Field(
-        max_length=4000, description="coordinate system of an array (application/x-npy), which has none of its own", examples=["EPSG:32610"]
-    ),
+    Annotated[str, Field(max_length=4000)] | None,
+    Field(description="coordinate system of an array (application/x-npy), which has none of its own", examples=["EPSG:32610"]),
 ]
 Transform = Annotated[
-    tuple[float, float, float, float, float, float],
+    tuple[float, float, float, float, float, float] | None,
     BeforeValidator(_numbers),
     Field(
         description="affine transform a, b, c, d, e, f of an array: x = a·column + b·row + c, y = d·column + e·row + f",
@@ -82,17 +85,17 @@ class InvocationOptions(BaseModel):
 
     bands: Bands = "auto"
     scale: Scale = "auto"
-    nodata: Nodata | None = None
-    threshold: Threshold | None = None
-    acquired: Acquired | None = None
-    location: Location | None = None
+    nodata: Nodata = None
+    threshold: Threshold = None
+    acquired: Acquired = None
+    location: Location = None
 
 
 class ArrayOptions(InvocationOptions):
     """Options of application/x-npy: an array also needs to be told where it lies (without: the polygons are in pixels)."""
 
-    crs: Crs | None = None
-    transform: Transform | None = None
+    crs: Crs = None
+    transform: Transform = None
 
     @model_validator(mode="after")
     def _both(self) -> ArrayOptions:

@@ -21,7 +21,7 @@ def is_uri(image: str) -> bool:
 
 
 class S3Images:
-    """Downloads images for requests. boto3 is imported at the first use: it costs 0.7 s and 38 MB."""
+    """Downloads images for requests. The client is made at the first use: it costs 0.7 s and 38 MB."""
 
     def __init__(self, settings: ServingSettings) -> None:
         self._allow = settings.s3_allow

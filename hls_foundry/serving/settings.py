@@ -30,7 +30,7 @@ class ServingSettings(BaseModel):
     host: str = Field("0.0.0.0", alias="HLS_HOST")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(8080, alias="SAGEMAKER_BIND_TO_PORT")
     multi_model: bool = Field(False, alias="SAGEMAKER_MULTI_MODEL")
-    model_memory_mb: Annotated[int, Field(ge=1)] | None = Field(
+    model_memory_mb: Annotated[float, Field(gt=0)] | None = Field(
         None, alias="HLS_MODEL_MEMORY_MB", description="memory for all models together; none: what the container or machine has available"
     )
     workers: Annotated[int, Field(ge=1, le=64)] = Field(

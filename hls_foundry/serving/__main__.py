@@ -1,0 +1,32 @@
+"""`python -m hls_foundry.serving serve`: the serving container's command, and the local endpoint's."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and serve; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m hls_foundry.serving", description="Answer scenes over HTTP, as SageMaker asks.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="serve the model in SM_MODEL_DIR on SAGEMAKER_BIND_TO_PORT")
+    serve.add_argument("--public-fd", type=int, help=argparse.SUPPRESS)  # given by hls_foundry.endpoints.local
+    serve.add_argument("--check-fd", type=int, help=argparse.SUPPRESS)
+    serve.add_argument("--control", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    # A request's image is opened by GDAL: whatever it says, nothing is to be fetched from the network on its behalf.
+    os.environ.setdefault("CPL_VSIL_CURL_ALLOWED_EXTENSIONS", "none")
+
+    from hls_foundry.serving.server import Handover, run
+
+    handover = None
+    if options.public_fd is not None:
+        handover = Handover(options.public_fd, options.check_fd, options.control)
+    return run(handover)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""One bundle, one S3 stand-in and one server for all tests of the serving application."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from tests.serving.bundles import tiny_bundle
+from tests.serving.running import RunningServer
+
+BUCKET, ABSENT_BUCKET = "scenes", "scenes-that-were-deleted"
+MAX_BODY_MB, QUEUE = 16, 8
+
+
+@dataclass(frozen=True)
+class Aws:
+    """moto's S3 and what a process needs to reach it."""
+
+    environment: dict[str, str]
+    s3: Any
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle with random weights."""
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "model")
+
+
+@pytest.fixture(scope="session")
+def aws() -> Iterator[Aws]:
+    server = ThreadedMotoServer("127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    client = boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        region_name="us-east-1",
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+    )
+    client.create_bucket(Bucket=BUCKET)
+    yield Aws(environment, client)
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(bundle: Path, aws: Aws, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A healthy single-model server."""
+    limits = {
+        "HLS_MAX_BODY_MB": str(MAX_BODY_MB),
+        "HLS_QUEUE": str(QUEUE),
+        "HLS_PENDING_MB": "64",
+        "HLS_S3_ALLOW": f"{BUCKET},{ABSENT_BUCKET}",
+    }
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    with RunningServer(log, SM_MODEL_DIR=str(bundle), **limits, **aws.environment) as running:
+        yield running.wait_ready()
