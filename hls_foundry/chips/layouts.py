@@ -103,16 +103,21 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
         yield Path(folder), sorted(name for name in names if not name.startswith("."))
 
 
-def _read_lists(root: Path) -> dict[str, dict[str, Path]]:
-    """Chip name → split → the list that says so, of the lists below `root`, else of those beside it."""
+def split_lists(root: Path) -> list[Path]:
+    """The split lists below `root`, else those beside it (they may stay in splits/ up to three folders above)."""
     paths = [folder / name for folder, names in _walk(root) for name in names if _split_of_list(name)]
-    if not paths:
-        beside = list(root.resolve().parent.glob("*_data.csv"))
-        for up in root.resolve().parents[:3]:
-            beside += (up / "splits").rglob("*")
-        paths = [path for path in sorted(set(beside)) if path.is_file() and _split_of_list(path.name)]
+    if paths:
+        return paths
+    beside = list(root.resolve().parent.glob("*_data.csv"))
+    for up in root.resolve().parents[:3]:
+        beside += (up / "splits").rglob("*")
+    return [path for path in sorted(set(beside)) if path.is_file() and _split_of_list(path.name)]
+
+
+def _read_lists(root: Path) -> dict[str, dict[str, Path]]:
+    """Chip name → split → the list that says so."""
     lists: dict[str, dict[str, Path]] = {}
-    for path in paths:
+    for path in split_lists(root):
         for name in _names_in(path):
             lists.setdefault(name, {}).setdefault(_split_of_list(path.name), path)
     return lists

@@ -278,7 +278,7 @@ def tile_of(name: str) -> str:
 
 @lru_cache(maxsize=512)
 def degrees_transformer(crs: str) -> pyproj.Transformer | None:
-    """From a CRS (WKT or EPSG:…) to longitude, latitude (WGS 84); None for one with no place on Earth. pyproj ≥ 3.1: threads may share it."""
+    """From a CRS (WKT or EPSG:…) to longitude, latitude (WGS 84); None for one with no place on Earth. Threads may share it."""
     try:
         return pyproj.Transformer.from_crs(pyproj.CRS.from_user_input(crs), "EPSG:4326", always_xy=True)
     except pyproj.exceptions.ProjError:
