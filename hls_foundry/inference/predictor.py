@@ -6,10 +6,15 @@ tile that is sure of itself because it saw an edge cannot outvote its neighbours
 Tiles and batches depend on the scene's size (and, where whole tiles hold no data, on its nodata) only, never on other requests or on
 memory, so the same pixels give the same bits in process, streamed and behind the endpoint, given the same precision, processor
 and number of threads.
+
+Under a shifted tiling a scene equals itself to float rounding where the model's view is local (convolutions, tested to 1e-5). A
+transformer sees its whole tile and where in it a pixel lies, so there the tests hold a Prithvi encoder to 0.02 in mean probability,
+0.1 anywhere, and 98 % of the mask. bf16 masks agree with fp32 ones on at least 99.5 % of pixels (tested).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -126,11 +131,13 @@ class Predictor:
 
         first = next(model.parameters(), None)
         self.device = torch.device(device) if device is not None else first.device if first is not None else torch.device("cpu")
-        self.model = model.to(self.device)
+        self.model = model.to(self.device)  # in place: training validates with the very model that it trains
         self.tile = int(setting(tile, "tile", 224))
         self.overlap = float(overlap if overlap is not None else getattr(manifest, "overlap", 0.25))
         self.batch_size = int(setting(batch_size, "batch_size", 4))
         self.precision = resolve_precision(setting(precision, "precision", "auto"), self.device)
+        if manifest is not None and self.precision == "bf16":
+            self.model = with_bf16_weights(self.model)
         self.multiple = multiple or patch_multiple(model)
         self.coordinates = coordinates if coordinates is not None else bool(getattr(model, "coordinates", False))
         self.classes = int(getattr(model, "classes", 0)) or len(getattr(manifest, "classes", ())) or 2
@@ -141,7 +148,7 @@ class Predictor:
         if self.tile % self.multiple or self.tile < 2 * self.multiple:
             fits = f"a multiple of {self.multiple} from {2 * self.multiple} up"
             raise ConfigError(f"inference.tile {self.tile} does not fit the model's patch of {self.multiple} pixels: give {fits}")
-        # x·(1/σ) − μ/σ is the normalisation in one pass over the pixels.
+        # x·(1/σ) − μ/σ: two passes in place, without a copy.
         self._factor = (1.0 / torch.tensor(self.std, dtype=torch.float64)).float().view(6, 1, 1)
         self._shift = (-torch.tensor(self.mean, dtype=torch.float64) / torch.tensor(self.std, dtype=torch.float64)).float().view(6, 1, 1)
 
@@ -249,7 +256,7 @@ class Predictor:
 
     def normalise(self, pixels: Tensor, out: Tensor) -> Tensor:
         """(x − mean) / std of reflectance (6, h, w) into `out`."""
-        return torch.addcmul(self._shift, pixels, self._factor, out=out)
+        return torch.mul(pixels, self._factor, out=out).add_(self._shift)
 
 
 class RollingRows:
@@ -347,6 +354,20 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _autocast(predictor: Predictor) -> torch.autocast:
     return torch.autocast(predictor.device.type, dtype=torch.bfloat16, enabled=predictor.precision == "bf16")
+
+
+def with_bf16_weights(model: nn.Module) -> nn.Module:
+    """A frozen model for autocast whose matrix and convolution weights are bf16 already; everything else is shared with `model`.
+
+    The arithmetic is autocast's, bit for bit, without rounding the same weights anew for every batch (3 to 12 % of a forward pass).
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    copied = copy.deepcopy(model, memo=shared)
+    for module in copied.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)):
+            for name, weight in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False))
+    return copied
 
 
 def patch_multiple(model: nn.Module) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hls_foundry.config import ModelConfig
 from hls_foundry.errors import BundleError, ChipError, ConfigError
 from hls_foundry.inference.predictor import Predictor, RollingRows, mask_from_probabilities
+from hls_foundry.models.bundle import BundleManifest, load_bundle, save_bundle
+from hls_foundry.models.segmenter import build_segmenter
 
 from .models import MEAN, STD, Convolutions, VitWithConvolutions
 
@@ -71,7 +75,7 @@ def test_a_model_that_sees_six_pixels_far_is_predicted_without_any_trace_of_tile
 
 
 def test_a_transformer_agrees_with_itself_under_a_shifted_tiling() -> None:
-    """The tolerance that docs/inference states: 0.02 in the mean, 0.1 anywhere, 0.98 of the mask."""
+    """The tolerance that predictor.py states: 0.02 in the mean, 0.1 anywhere, 0.98 of the mask."""
     pixels = scene(500, 640)
     one = predictor().probabilities(pixels)[1, 37 + 64 :, 37 + 64 :]
     other = predictor().probabilities(pixels[:, 37:, 37:])[1, 64:, 64:]
@@ -224,3 +228,27 @@ def test_what_cannot_be_predicted_is_refused_in_one_line() -> None:
         broken.layers[2].weight.fill_(torch.nan)
     with pytest.raises(BundleError, match="not a number"):
         predictor(broken).probabilities(scene(64, 64))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_bundle_predicts_with_its_own_settings_what_its_bare_model_predicts(tmp_path: Path, precision: str) -> None:
+    torch.manual_seed(0)
+    model = build_segmenter(ModelConfig(variant="v2_tiny_tl", head="unet", head_channels=8, coordinates=True, dropout=0.0)).eval()
+    manifest = BundleManifest(
+        task="burn_scars",
+        title="Burn scars",
+        classes=("background", "burn scar"),
+        mean=MEAN,
+        std=STD,
+        architecture=model.architecture(),
+        tile=96,
+        overlap=0.0,
+        batch_size=2,
+    )
+    bundle = load_bundle(save_bundle(tmp_path / "bundle", model, manifest))
+    served = Predictor(bundle, precision=precision)
+    assert (served.tile, served.overlap, served.batch_size, served.multiple, served.coordinates) == (96, 0.0, 2, 16, True)
+    trained = Predictor(model, MEAN, STD, 96, 0.0, 2, precision=precision)
+    pixels, where = scene(100, 160), (date(2020, 8, 1), (44.0, -121.0))
+    np.testing.assert_array_equal(served.probabilities(pixels, *where), trained.probabilities(pixels, *where))
+    assert all(weight.dtype == torch.float32 for weight in bundle.model.parameters())  # the bundle itself stays as it is
