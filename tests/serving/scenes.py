@@ -24,7 +24,16 @@ def reflectance(size: int = 96, seed: int = 0, width: int | None = None) -> np.n
     return pixels
 
 
-def scene_tiff(size: int = 96, seed: int = 0, *, width: int | None = None, crs: str | None = "EPSG:32610", **profile: Any) -> bytes:
+def scene_tiff(
+    size: int = 96,
+    seed: int = 0,
+    *,
+    width: int | None = None,
+    crs: str | None = "EPSG:32610",
+    origin: tuple[float, float] = ORIGIN,
+    step: float = 30.0,
+    **profile: Any,
+) -> bytes:
     """The scene as an HLS file holds it: int16 × 10000, nodata −9999."""
     pixels = np.nan_to_num(reflectance(size, seed, width) * 10000, nan=-9999).round().astype(np.int16)
     options: dict[str, Any] = {
@@ -37,7 +46,7 @@ def scene_tiff(size: int = 96, seed: int = 0, *, width: int | None = None, crs: 
         **profile,
     }
     if crs:
-        options |= {"crs": crs, "transform": rasterio.transform.from_origin(*ORIGIN, 30, 30)}
+        options |= {"crs": crs, "transform": rasterio.transform.from_origin(*origin, step, step)}
     with MemoryFile() as memory:
         with memory.open(**options) as dataset:
             dataset.write(pixels)

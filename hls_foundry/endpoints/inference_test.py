@@ -1,0 +1,280 @@
+"""The proof that an endpoint computes what was evaluated: every test chip over HTTP, in each request format, for each reply format.
+
+Replies are held against an in-process prediction of the same bundle: masks pixel by pixel, rasters by their grid, polygons by their
+geometry and area. Requests that must be refused are sent as well.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hls_foundry.chips.reader import ChipReader, read_mask
+from hls_foundry.chips.scene import Grid, Scene
+from hls_foundry.config import DataConfig
+from hls_foundry.endpoints.bad_requests import Refusal, send_bad_requests
+from hls_foundry.endpoints.client import Invoker, Reply, format_attributes
+from hls_foundry.endpoints.replies import judge_polygons, mask_of_npy, mask_of_tiff, problem_of_png
+from hls_foundry.errors import EndpointError
+from hls_foundry.inference.predictor import Predictor, mask_from_probabilities
+from hls_foundry.models.bundle import load_bundle, unpack_bundle
+
+TIFF, JSON, NPY, GEOJSON, PNG = "image/tiff", "application/json", "application/x-npy", "application/geo+json", "image/png"
+REQUESTS = (TIFF, JSON, NPY)
+REPLIES = (GEOJSON, TIFF, NPY, PNG)
+MAX_ATTRIBUTES = 1024  # characters that SageMaker hands through
+MIN_AGREEMENT = 0.9999
+Mask = npt.NDArray[np.int16]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ChipPrediction:
+    """What the endpoint answered for one chip: for maps."""
+
+    chip: str
+    grid: Grid
+    mask: Mask | None
+    collection: dict[str, Any] | None  # the GeoJSON document
+
+
+@dataclass
+class FormatResult:
+    """All requests of one request format that asked for one reply format."""
+
+    request: str
+    reply: str
+    requests: int = 0
+    errors: int = 0
+    equal_pixels: int = 0
+    pixels: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def agreement(self) -> float | None:
+        """None where the reply holds no mask to compare (polygons, overlay)."""
+        return self.equal_pixels / self.pixels if self.pixels else None
+
+    @property
+    def p50_ms(self) -> float | None:
+        return round(float(np.percentile(self.seconds, 50)) * 1e3, 1) if self.seconds else None
+
+
+@dataclass
+class InferenceTestReport:
+    """Result of the inference test. `agreement` and `iou` are shares (0–1), latencies milliseconds seen by the client."""
+
+    formats: list[FormatResult]
+    iou: float | None = None
+    polygon_problems: list[str] = field(default_factory=list)
+    raster_problems: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)  # requests that were not answered with 200
+    bad_requests: list[Refusal] = field(default_factory=list)
+    predictions: list[ChipPrediction] = field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        """Valid requests and those that must be refused."""
+        return sum(result.requests for result in self.formats) + len(self.bad_requests)
+
+    @property
+    def errors(self) -> int:
+        """Requests that were not answered as documented."""
+        return sum(result.errors for result in self.formats) + sum(bool(refusal.problem) for refusal in self.bad_requests)
+
+    @property
+    def agreement(self) -> float:
+        """Share of pixels on which the endpoint's masks equal the in-process prediction; 0 where none came."""
+        pixels = sum(result.pixels for result in self.formats)
+        return sum(result.equal_pixels for result in self.formats) / pixels if pixels else 0.0
+
+    def latency_ms(self, percentile: float) -> float:
+        """Over all valid requests; NaN where none was answered."""
+        seconds = [second for result in self.formats for second in result.seconds]
+        return round(float(np.percentile(seconds, percentile)) * 1e3, 1) if seconds else float("nan")
+
+    @property
+    def p50_ms(self) -> float:
+        return self.latency_ms(50)
+
+    @property
+    def p95_ms(self) -> float:
+        return self.latency_ms(95)
+
+    def problems(self) -> list[str]:
+        """Everything that keeps the test from passing, one line each."""
+        found = [*self.failures, *self.raster_problems, *self.polygon_problems]
+        found += [f"bad request '{refusal.name}': {refusal.problem}" for refusal in self.bad_requests if refusal.problem]
+        if self.agreement < MIN_AGREEMENT:
+            found.append(
+                f"the endpoint's masks agree with the in-process prediction on {self.agreement:.6f} of the pixels, not {MIN_AGREEMENT}"
+            )
+        return found
+
+    def passes(self) -> bool:
+        return not self.problems()
+
+    def summary(self) -> dict[str, Any]:
+        """The part `inference_test` of run.py's JSON summary."""
+        return {
+            "requests": self.requests,
+            "errors": self.errors,
+            "agreement": self.agreement,
+            "iou": self.iou,
+            "p50_ms": self.p50_ms,
+            "p95_ms": self.p95_ms,
+        }
+
+
+def run_inference_test(
+    client: Invoker,
+    bundle: Path,
+    chips: pd.DataFrame,
+    root: Path,
+    *,
+    data: DataConfig,
+    threshold: float | None = None,
+    progress: Progress | None = None,
+) -> InferenceTestReport:
+    """Test the endpoint behind `client` against the bundle (folder or model.tar.gz) that it is meant to serve.
+
+    `chips`: columns chip, image and mask, paths relative to `root` (mask "" where there is none). Raises EndpointError without chips,
+    and what reading a chip or the bundle raises; whatever the endpoint does wrong is in the report.
+    """
+    if chips.empty:
+        raise EndpointError("the inference test has no chips: the test split is empty")
+    predictor = _predictor(bundle)
+    test = _Test(client, data, threshold)
+    for index, row in enumerate(chips.to_dict("records")):
+        test.chip(str(row["chip"]), root / row["image"], root / row["mask"] if row["mask"] else None, predictor, _pairs(index, len(chips)))
+        if progress:
+            progress(index + 1, len(chips))
+    test.report.iou = test.iou()
+    test.report.bad_requests = send_bad_requests(client)
+    return test.report
+
+
+def _predictor(bundle: Path) -> Predictor:
+    if bundle.is_dir():
+        return Predictor(load_bundle(bundle))
+    with tempfile.TemporaryDirectory(prefix="hls-bundle-") as folder:
+        unpack_bundle(bundle, Path(folder))
+        return Predictor(load_bundle(Path(folder)))
+
+
+def _pairs(index: int, chips: int) -> Iterator[tuple[str, str]]:
+    """Which formats chip `index` is sent in: each request and each reply format, and over three chips every pair of them."""
+    if chips < len(REQUESTS):
+        yield from product(REQUESTS, REPLIES)
+        return
+    for position, reply in enumerate(REPLIES):
+        yield REQUESTS[(index + position) % len(REQUESTS)], reply
+
+
+class _Test:
+    """Collects the report while the chips are sent."""
+
+    def __init__(self, client: Invoker, data: DataConfig, threshold: float | None) -> None:
+        self._client, self._data, self._threshold = client, data, threshold
+        self._formats = {pair: FormatResult(*pair) for pair in product(REQUESTS, REPLIES)}
+        self._hit = self._union = 0
+        self.report = InferenceTestReport(list(self._formats.values()))
+
+    def iou(self) -> float | None:
+        """Of class 1 over all chips with labels, by the endpoint's masks; None without labels or without class 1."""
+        return self._hit / self._union if self._union else None
+
+    def chip(self, name: str, image: Path, mask: Path | None, predictor: Predictor, pairs: Iterator[tuple[str, str]]) -> None:
+        content = image.read_bytes()
+        with ChipReader(image, bands=self._data.bands, scale=self._data.scale, nodata=self._data.nodata) as reader:
+            scene = reader.scene()
+        probabilities = predictor.probabilities(scene.pixels, scene.acquired, scene.location)
+        expected = mask_from_probabilities(probabilities, self._threshold)
+        answered: Mask | None = None
+        collection: dict[str, Any] | None = None
+        for request, reply in pairs:
+            result = self._formats[request, reply]
+            result.requests += 1
+            answer, grid = self._send(request, reply, content, scene)
+            if isinstance(answer, str) or answer.status != 200:
+                result.errors += 1
+                why = answer if isinstance(answer, str) else f"{answer.status} {answer.body[:200].decode(errors='replace')}"
+                self.report.failures.append(f"chip {name}, {request} → {reply}: {why}")
+                continue
+            result.seconds.append(answer.seconds)
+            where = f"chip {name}, {request} → {reply}"
+            if reply == GEOJSON:
+                found, problems = judge_polygons(answer, expected, grid)
+                collection = found if found is not None else collection
+                self.report.polygon_problems += [f"{where}: {problem}" for problem in problems]
+            else:
+                got, problem = self._raster(reply, answer, grid)
+                if problem:
+                    self.report.raster_problems.append(f"{where}: {problem}")
+                if got is not None:
+                    answered = got
+                    result.pixels += expected.size
+                    result.equal_pixels += int((got == expected).sum())
+        if mask is not None and answered is not None:
+            self._score(answered, read_mask(mask))
+        self.report.predictions.append(ChipPrediction(name, scene.grid, answered, collection))
+
+    def _raster(self, reply: str, answer: Reply, grid: Grid) -> tuple[Mask | None, str]:
+        if reply == TIFF:
+            return mask_of_tiff(answer, grid)
+        if reply == NPY:
+            return mask_of_npy(answer, grid, self._threshold)
+        return None, problem_of_png(answer, grid)
+
+    def _send(self, request: str, reply: str, content: bytes, scene: Scene) -> tuple[Reply | str, Grid]:
+        """The reply (or why there is none), and the grid that rasters in it must have."""
+        options: dict[str, Any] = {"threshold": self._threshold}
+        grid = scene.grid
+        if request == NPY:
+            options |= {"acquired": scene.acquired, "location": scene.location}
+            placed = options | _place(grid)
+            if len(format_attributes(placed)) <= MAX_ATTRIBUTES:
+                options = placed
+            else:  # a CRS whose text is too long for the header: the array goes without its place
+                grid = Grid(grid.width, grid.height)
+        else:
+            options |= {"bands": self._data.bands, "scale": self._data.scale, "nodata": self._data.nodata}
+        attributes = "" if request == JSON else format_attributes(options)
+        if request == TIFF:
+            body = content
+        elif request == JSON:
+            given = {key: value for key, value in options.items() if value is not None}
+            body = json.dumps({"image": base64.b64encode(content).decode("ascii"), **given}).encode()
+        else:
+            body = _npy_bytes(scene.pixels)
+        try:
+            return self._client.invoke(body, content_type=request, accept=reply, attributes=attributes), grid
+        except EndpointError as error:
+            return str(error), grid
+
+    def _score(self, answered: Mask, label: Mask) -> None:
+        counted = (label >= 0) & (answered >= 0)
+        self._hit += int(((answered == 1) & (label == 1) & counted).sum())
+        self._union += int((((answered == 1) | (label == 1)) & counted).sum())
+
+
+def _place(grid: Grid) -> dict[str, Any]:
+    return {} if grid.crs is None else {"crs": grid.crs.to_string(), "transform": tuple(grid.transform)[:6]}
+
+
+def _npy_bytes(pixels: npt.NDArray[np.float32]) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, pixels, allow_pickle=False)
+    return buffer.getvalue()
