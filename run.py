@@ -17,7 +17,7 @@ from hls_foundry.home import REPOSITORY, foundry_home
 
 CONFIGS = REPOSITORY / "configs"
 DEFAULT_PIPELINE = {"local": "all", "hpc": "train", "aws": "deploy"}
-EXIT_FAILED, EXIT_USER, EXIT_INTERRUPTED, EXIT_PREEMPTED = 1, 2, 130, 85
+EXIT_USER, EXIT_INTERRUPTED, EXIT_PREEMPTED = 2, 130, 85
 
 stack_option = click.option("--stack", default="local", show_default=True, help="stacks/NAME.yaml: where it runs.")
 
@@ -91,11 +91,11 @@ def main(
         )
         return
     from cli.execute import execute
+    from cli.summary import write
 
     summary = execute(definition, settings, chosen, use_cache=not no_cache)
-    summary.write(json_file)
-    if summary.status != "completed":
-        sys.exit(EXIT_FAILED)
+    write(summary, json_file)
+    sys.exit(summary.exit_code)
 
 
 @main.command()

@@ -121,9 +121,11 @@ def _zenml(stack: str) -> Check:
 def _accelerator() -> Check:
     import torch
 
-    from hls_foundry.training.precision import best_precision
+    from hls_foundry.training.precision import choose_precision
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Check(
-        "compute", True, f"{device}, {torch.get_num_threads()} threads, {best_precision(torch.device(device))} (torch {torch.__version__})"
+        "compute",
+        True,
+        f"{device}, {torch.get_num_threads()} threads, {choose_precision('auto', torch.device(device))} (torch {torch.__version__})",
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.report import write_report
 from cli.session import start_zenml
 from cli.summary import Summary
 from hls_foundry.config import FoundryConfig
@@ -26,7 +27,6 @@ def execute(definition: StackDefinition, config: FoundryConfig, pipeline: str, *
     """
     click.echo(f"HLS Foundry: task {config.task.name}, stack {definition.name}, chips from {config.data.source}", err=True)
     from hls_foundry.chips.sources import resolve_source, source_fingerprint
-
     from hls_foundry.home import foundry_home
 
     # Before ZenML starts: a source that cannot be had is one line, not a failed run.
@@ -47,6 +47,7 @@ def execute(definition: StackDefinition, config: FoundryConfig, pipeline: str, *
         from pipelines.deploy import deploy_pipeline
 
         _run(summary, "deploy", deploy_pipeline, use_cache, task=config.task.name, endpoint=definition.endpoint)
+    summary.report = write_report(summary)
     return summary
 
 

@@ -1,55 +1,180 @@
-"""What a command's runs made, as the JSON of design.md and as lines for a person."""
+"""What a command's runs made: the JSON of design.md, lines for a person, and the HTML report."""
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hls_foundry.errors import FoundryError
+import click
+
+from hls_foundry.errors import ConfigError, FoundryError
+from hls_foundry.home import REPOSITORY
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
+RUN = f"{'.venv/bin/python' if Path(sys.prefix) == REPOSITORY / '.venv' else 'python'} run.py"
+"""The command line as it is typed in the repository."""
+
+LARGE = {"model_bundle"}
+"""Artifacts that a summary does not load."""
+
 
 class Summary:
-    """Grows with each run; `write` prints it and saves it."""
+    """Grows with each run."""
 
     def __init__(self, stack: str, task: str) -> None:
         self.stack, self.task = stack, task
         self.status = "completed"
         self.problem: Exception | None = None
-        self.blocks: dict[str, Any] = {}
+        self.failed_step: str | None = None
         self.runs: list[dict[str, Any]] = []
         self.timings: dict[str, float] = {}
         self.artifacts: dict[str, Any] = {}
-        self.reasons: list[str] = []
+        self.report: Path | None = None
 
     @property
     def exit_code(self) -> int:
-        """0 done, 2 what the user can mend, 1 a failed run."""
+        """0: everything asked for is done; 2: what the user can mend; 1: a failed run."""
         if self.status == "completed":
             return 0
         return 2 if isinstance(self.problem, FoundryError) else 1
 
     def add(self, pipeline: str, run: PipelineRunResponse) -> None:
-        """Take over what `run` made; steps that did not get that far leave no block."""
+        """Take over what `run` made; a step that did not get that far leaves nothing."""
         from zenml.utils.dashboard_utils import get_run_url
 
-        self.runs.append({"pipeline": pipeline, "id": str(run.id), "name": run.name, "url": get_run_url(run), "status": run.status.value})
+        self.runs.append({"pipeline": pipeline, "name": run.name, "id": str(run.id), "url": get_run_url(run), "status": run.status.value})
         for name, step in run.steps.items():
-            cached = step.status.value == "cached"
             if step.start_time and step.end_time:
-                self.timings[name] = 0.0 if cached else round((step.end_time - step.start_time).total_seconds(), 2)
+                self.timings[name] = 0.0 if step.status.value == "cached" else round((step.end_time - step.start_time).total_seconds(), 2)
+            if step.status.value == "failed":
+                self.failed_step = name
             if step.status.is_successful:
-                for output in step.outputs.values():
-                    self.artifacts.update({artifact.name: artifact.load() for artifact in output if artifact.name not in ("model_bundle",)})
-        self._data()
-        self._metrics()
-        self._endpoint()
+                for outputs in step.outputs.values():
+                    self.artifacts.update({output.name: output.load() for output in outputs if output.name not in LARGE})
 
     def fail(self, problem: Exception) -> None:
         """The command failed for this reason."""
         self.status, self.problem = "failed", problem
 
     def as_json(self) -> dict[str, Any]:
-        """The summary of design.md."""
-        return {"status": self.status, "stack": self.stack, "task": self.task, "runs": self.runs, **self.blocks, "timings_s": self.timings}
+        """The summary of design.md; blocks whose step did not run are left out."""
+        blocks = {
+            "data": self._data(),
+            "metrics": self._metrics(),
+            "model": self._model(),
+            "endpoint": self._endpoint(),
+            "inference_test": self._test(),
+        }
+        summary = {"status": self.status, "stack": self.stack, "task": self.task, "runs": self.runs}
+        summary |= {name: block for name, block in blocks.items() if block is not None}
+        summary["timings_s"] = self.timings
+        if self.problem is not None:
+            summary["error"] = {"step": self.failed_step, "message": str(self.problem)}
+        return summary
+
+    def _data(self) -> dict[str, Any] | None:
+        inventory, report = self.artifacts.get("inventory"), self.artifacts.get("validation_report")
+        if inventory is None or report is None:
+            return None
+        valid, bad = len(report.inventory.table), len(report.quarantined)
+        return {"chips": len(inventory.table), "valid": valid, "quarantined": bad, "fingerprint": inventory.fingerprint}
+
+    def _metrics(self) -> dict[str, Any] | None:
+        evaluation = self.artifacts.get("evaluation")
+        return None if evaluation is None else evaluation.summary()
+
+    def _model(self) -> dict[str, Any] | None:
+        deployed, promotion, published = (self.artifacts.get(name) for name in ("model", "promotion", "published"))
+        history = self.artifacts.get("training_history")
+        pretrained = None if history is None else history.facts["pretrained"]
+        if promotion is not None:
+            made = {"name": promotion.model, "version": promotion.version, "stage": promotion.stage, "reason": promotion.reason}
+            return {
+                **made,
+                "uri": published.uri if published else None,
+                "sha256": published.sha256 if published else None,
+                "pretrained": pretrained,
+            }
+        if deployed is not None:
+            made = {"name": deployed.model, "version": deployed.version, "stage": deployed.stage}
+            return {**made, "uri": deployed.uri, "sha256": deployed.sha256, "pretrained": deployed.pretrained}
+        return None
+
+    def _endpoint(self) -> dict[str, Any] | None:
+        endpoint = self.artifacts.get("endpoint")
+        if endpoint is None:
+            return None
+        return {"name": endpoint.name, "target": "local", "url": endpoint.url, "kind": "realtime", "model_version": endpoint.model_version}
+
+    def _test(self) -> dict[str, Any] | None:
+        test = self.artifacts.get("inference_test")
+        return None if test is None else test.summary()
+
+
+def write(summary: Summary, json_file: Path | None) -> None:
+    """Print the summary for a person (to standard error where the JSON goes to standard output), and write the JSON where asked."""
+    to_standard_output = json_file is not None and str(json_file) == "-"
+    for line in lines(summary):
+        click.echo(line, err=to_standard_output)
+    if json_file is None:
+        return
+    text = json.dumps(summary.as_json(), indent=2, default=str) + "\n"
+    if to_standard_output:
+        sys.stdout.write(text)
+        return
+    partial = json_file.with_name(f".{json_file.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(json_file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"--json {json_file} cannot be written: {error.strerror}") from None
+
+
+def lines(summary: Summary) -> list[str]:
+    """The summary as a person reads it."""
+    content = summary.as_json()
+    out = [""]
+    if data := content.get("data"):
+        out.append(f"chips       {data['chips']}, {data['valid']} valid, {data['quarantined']} quarantined")
+    if metrics := content.get("metrics"):
+        test, baseline = metrics["test"], metrics["baseline"]
+        against = f"{baseline['name']} baseline {_figure(baseline['iou'])}"
+        out.append(f"test        IoU {_figure(test['iou'])} ({against}), mean IoU {_figure(test['miou'])}, F1 {_figure(test['f1'])}")
+    if model := content.get("model"):
+        out.append(
+            f"model       {model['name']} version {model['version']} ({model['stage']}), pretrained: {str(model['pretrained']).lower()}"
+        )
+        out += [f"            {model['reason']}"] if "reason" in model else []
+    if test := content.get("inference_test"):
+        out.append(
+            f"endpoint    {test['requests']} requests, {test['errors']} errors, agreement {test['agreement']:.6f}, "
+            f"p50 {test['p50_ms']:.0f} ms, p95 {test['p95_ms']:.0f} ms"
+        )
+    if summary.report:
+        out.append(f"report      {summary.report}")
+    if endpoint := content.get("endpoint"):
+        out += ["", f"{endpoint['name']} answers at {endpoint['url']}", *(f"  {line}" for line in commands(endpoint))]
+    if summary.problem is not None:
+        where = f" in step {summary.failed_step}" if summary.failed_step else ""
+        run = summary.runs[-1]["name"] if summary.runs else ""
+        out += ["", click.style(f"error{where}: {summary.problem}", fg="red")]
+        out += [f"  its log: {RUN} logs {run}" + (f" --step {summary.failed_step}" if summary.failed_step else "")] if run else []
+    return out
+
+
+def commands(endpoint: dict[str, Any]) -> list[str]:
+    """How to call an endpoint and how to delete it."""
+    return [
+        f"call:    curl --data-binary @SCENE.tif -H 'Content-Type: image/tiff' {endpoint['url']}/invocations",
+        f"or:      {RUN} predict SCENE.tif --endpoint {endpoint['name']} --out polygons.geojson",
+        f"delete:  {RUN} endpoints --delete {endpoint['name']}",
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"

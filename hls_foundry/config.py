@@ -78,7 +78,14 @@ class ValidationConfig(Part):
     positive_share: tuple[Share, Share] = Field((0.0, 0.98), description="range of the share of class 1 in one chip")
     min_positive_chips: Share = Field(0.1, description="at least this share of chips has a pixel of class 1")
     max_drift: Annotated[float, Field(gt=0)] = Field(
-        3.0, description="largest distance of a data set's band mean from the task's reference, in reference standard deviations"
+        3.0,
+        description="largest distance of a band's mean (the median over the chips) from the task's reference, in its standard deviations",
+    )
+    check_band_order: bool = Field(True, description="compare the bands with the task's reference, to find bands in a wrong order")
+    min_separability: Share = Field(
+        0.6,
+        description="median over chips of the chance that the index ranks a pixel of class 1 before one of class 0; "
+        "0.5: masks of other places; 0: do not check",
     )
 
 
@@ -259,9 +266,11 @@ def _override(text: str) -> dict[str, Any]:
         # YAML 1.1 reads 1e-4 as text; a person means the number.
         with contextlib.suppress(ValueError):
             nested = float(nested)
-    for name in reversed(key.strip().split(".")):
-        nested = {name: nested}
-    return nested
+    *above, last = key.strip().split(".")
+    layer: dict[str, Any] = {last: nested}
+    for name in reversed(above):
+        layer = {name: layer}
+    return layer
 
 
 def _one_line(error: ValidationError, where: str) -> str:

@@ -18,6 +18,8 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .tiles { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
 .tile { background: var(--soft); border-radius: .5rem; padding: .6rem 1rem; }
 .tile b { display: block; font-size: 1.5rem; } img { max-width: 100%; height: auto; background: white; border-radius: .3rem; }
+.scroll { max-height: 32rem; overflow: auto; font-variant-numeric: tabular-nums; }
+.key span { display: inline-block; width: .9em; height: .9em; margin: 0 .35em 0 1em; vertical-align: -.1em; border: 1px solid var(--line); }
 code, pre { background: var(--soft); border-radius: .3rem; padding: .1rem .3rem; } pre { padding: .6rem .8rem; overflow-x: auto; }
 """
 
@@ -39,6 +41,11 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         f'<meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title><style>{_STYLE}</style></head>'
         f"<body><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>\n{parts}\n</body></html>\n"
     )
+
+
+def text(value: str) -> str:
+    """Text from data as HTML."""
+    return html.escape(value)
 
 
 def tiles(values: Mapping[str, str]) -> str:

@@ -1,0 +1,130 @@
+"""Splits in, model bundle out: run a training and pack its best weights with everything that decided them."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+from safetensors.torch import load_file
+
+from hls_foundry.config import DataConfig, InferenceConfig, ModelConfig, TaskConfig, TrainingConfig
+from hls_foundry.errors import TrainingError
+from hls_foundry.home import REPOSITORY
+from hls_foundry.models.bundle import BundleManifest, save_bundle
+from hls_foundry.models.segmenter import segmenter_from_architecture
+from hls_foundry.training.launcher import launch
+from hls_foundry.training.request import SCALARS, TrainingRequest, TrainingResult
+
+PACKAGES = ("hls-foundry", "torch", "accelerate", "numpy", "rasterio", "safetensors")
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """The parts of the configuration that fine-tuning takes."""
+
+    task: TaskConfig
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    inference: InferenceConfig
+
+
+def fine_tune(
+    table: pd.DataFrame, root: Path, config: FineTuneConfig, home: Path, *, lineage: Mapping[str, str | int | float] | None = None
+) -> tuple[Path, TrainingResult]:
+    """Fine-tune on the chips of `table` (columns chip, image, mask, split; paths relative to `root`).
+
+    Works in `home`/training/DIGEST: an interrupted training started again goes on there. Returns the bundle's folder, which lies
+    there as well, and what the training said. Raises what `launch` raises, and BundleError where the bundle cannot be written.
+    """
+    request = _request(table, root, config, home)
+    if (request.folder / "result.json").is_file():
+        shutil.rmtree(request.folder / "checkpoints", ignore_errors=True)  # finished before: this is a new training, not a resumed one
+        (request.folder / "result.json").unlink()
+    result = launch(request)
+    shutil.rmtree(request.folder / "checkpoints", ignore_errors=True)
+    segmenter = segmenter_from_architecture(result.architecture)
+    segmenter.load_state_dict(load_file(result.state))
+    return save_bundle(request.folder / "bundle", segmenter, _manifest(config, result, table, lineage or {})), result
+
+
+def _request(table: pd.DataFrame, root: Path, config: FineTuneConfig, home: Path) -> TrainingRequest:
+    scalars = table[[name for name in SCALARS if name in table]]
+    draft = TrainingRequest(
+        task=config.task,
+        data=config.data,
+        model=config.model,
+        training=config.training,
+        inference=config.inference,
+        splits_table=home / "training" / "splits.csv",
+        root=root,
+        folder=home / "training",
+        weights_cache=home / "weights",
+    )
+    folder = home / "training" / draft.digest(scalars.astype(str).reset_index(drop=True))[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scalars.to_csv(folder / "splits.csv.partial", index=False)
+        (folder / "splits.csv.partial").replace(folder / "splits.csv")
+    except OSError as error:
+        raise TrainingError(f"cannot write {folder}: {error.strerror or error}; free some space or set HLS_FOUNDRY_HOME") from None
+    return draft.model_copy(update={"folder": folder, "splits_table": folder / "splits.csv"})
+
+
+def _manifest(
+    config: FineTuneConfig, result: TrainingResult, table: pd.DataFrame, lineage: Mapping[str, str | int | float]
+) -> BundleManifest:
+    counts = table["split"].value_counts()
+    facts: dict[str, str | int | float] = {
+        "training_digest": result.digest,
+        "seed": config.training.seed,
+        "steps": result.steps,
+        "processes": result.processes,
+        "precision": result.precision,
+        "device": result.device,
+        "chips_train": int(counts.get("train", 0)),
+        "chips_validation": int(counts.get("validation", 0)),
+        "chips_test": int(counts.get("test", 0)),
+        "source": config.data.source,
+        "code": code_version(),
+        "python": platform.python_version(),
+        **{f"package_{name.replace('-', '_')}": metadata.version(name) for name in PACKAGES},
+        **lineage,
+    }
+    weights = result.weights or {}
+    return BundleManifest(
+        task=config.task.name,
+        title=config.task.title,
+        classes=config.task.classes,
+        mean=config.task.mean,
+        std=config.task.std,
+        architecture=result.architecture,
+        tile=config.inference.tile,
+        overlap=config.inference.overlap,
+        batch_size=config.inference.batch_size,
+        metrics={"validation": {key: value for key, value in result.best.items() if isinstance(value, int | float)}},
+        lineage=facts,
+        pretrained=result.pretrained,
+        weights=config.model.weights,
+        weights_sha256=weights.get("sha256"),
+    )
+
+
+def code_version() -> str:
+    """The Git revision of the working tree, with `+changes` where it has uncommitted ones; `unknown` outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,1 @@
+"""Typed ZenML steps. Each calls one function of hls_foundry and returns artifacts."""

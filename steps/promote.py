@@ -1,0 +1,83 @@
+"""Register the candidate as a version of the task's model and decide whether it goes into production."""
+
+import json
+import logging
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+from zenml import get_step_context, step
+from zenml.model.utils import link_artifact_version_to_model_version
+from zenml.models import ModelVersionResponse
+from zenml.utils.metadata_utils import log_metadata
+
+from hls_foundry.chips.splits import Splits
+from hls_foundry.config import DataConfig, PromotionConfig, TaskConfig
+from hls_foundry.evaluation.evaluate import EvaluationReport, measure
+from hls_foundry.evaluation.metrics import Scores
+from hls_foundry.evaluation.promotion import decide
+from hls_foundry.inference.predictor import Predictor
+from hls_foundry.models.bundle import load_bundle, unpack_bundle, weights_digest
+from steps.artifacts import BundleFolder, PromotionRecord
+from steps.materializers import ResultMaterializer
+from steps.model_versions import PRODUCTION, production_version, version_of
+from steps.sources import on_this_machine
+
+log = logging.getLogger(__name__)
+
+
+@step(enable_cache=False, output_materializers=ResultMaterializer)
+def promote(
+    splits: Splits, bundle: BundleFolder, evaluation: EvaluationReport, task: TaskConfig, data: DataConfig, gate: PromotionConfig
+) -> Annotated[PromotionRecord, "promotion"]:
+    """Not cached: what is in production may have changed since the last run."""
+    version = version_of(task.name, task.title, weights_digest(bundle.path))
+    _link(version)
+    log_metadata(
+        {
+            "test": {
+                "iou": evaluation.test.iou,
+                "miou": evaluation.test.miou,
+                "f1": evaluation.test.f1,
+                "accuracy": evaluation.test.accuracy,
+            },
+            "baseline": {"name": evaluation.baseline.name, "iou": evaluation.baseline.scores.iou},
+            "pretrained": json.loads((bundle.path / "model.json").read_text(encoding="utf-8"))["pretrained"],
+            "task": task.model_dump(mode="json"),
+            "data": data.model_dump(mode="json"),
+        },
+        model_version_id=version.id,
+    )
+    production = production_version(task.name)
+    if production is not None and production.id == version.id:
+        return _record(version, promoted=True, reason=f"version {version.name} is in production already")
+    scores = _measure_production(production, on_this_machine(splits, task, data), data, task) if production else None
+    decision = decide(evaluation.test, evaluation.baseline.scores, scores, gate, baseline_name=evaluation.baseline.name)
+    if decision.promote:
+        version.set_stage(PRODUCTION, force=True)
+    log_metadata({"promotion": decision.reason}, model_version_id=version.id)
+    return _record(version, promoted=decision.promote, reason=decision.reason)
+
+
+def _record(version: ModelVersionResponse, *, promoted: bool, reason: str) -> PromotionRecord:
+    log.info("promote     %s version %s: %s", version.model.name, version.name, reason)
+    stage = PRODUCTION.value if promoted else (version.stage or "none")
+    return PromotionRecord(model=version.model.name, version=version.name, stage=stage, promoted=promoted, reason=reason)
+
+
+def _link(version: ModelVersionResponse) -> None:
+    """Link this step's inputs to the model version, so that its page shows what it was made from."""
+    for artifacts in get_step_context().inputs.values():
+        for artifact in artifacts if isinstance(artifacts, list) else [artifacts]:
+            link_artifact_version_to_model_version(artifact, version)
+
+
+def _measure_production(production: ModelVersionResponse, splits: Splits, data: DataConfig, task: TaskConfig) -> Scores | None:
+    """Scores of the production bundle on these test chips; None when its archive is gone."""
+    uri = production.run_metadata.get("uri")
+    if not isinstance(uri, str) or not Path(uri).is_file():
+        log.warning("promote     version %s in production has no archive at %s any more: it cannot be compared", production.name, uri)
+        return None
+    with TemporaryDirectory(prefix="hls-production-") as folder:
+        unpack_bundle(Path(uri), Path(folder) / "bundle")
+        return measure(Predictor(load_bundle(Path(folder) / "bundle")), splits, data)
