@@ -21,6 +21,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 
 from hls_foundry.chips.bands import BANDS
 from hls_foundry.errors import BundleError, ConfigError
@@ -149,7 +150,7 @@ def load_bundle(folder: Path) -> Bundle:
             f"{path} cannot be read ({' '.join(str(error).split())}): it is damaged or cut short; fetch the bundle again"
         ) from None
     try:
-        with torch.device("meta"):  # the weights come from the file: random ones would only cost time
+        with _WithoutRandomWeights():
             model = segmenter_from_architecture(manifest.architecture)
     except ConfigError as error:
         raise BundleError(f"{folder / MANIFEST}: {error}") from None
@@ -287,6 +288,19 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 def _flush_to_disk(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+class _WithoutRandomWeights(TorchFunctionMode):
+    """Builds modules without drawing weights that a file is about to replace.
+
+    What building on the meta device would do as well, at the cost of importing sympy: a second of the endpoint's cold start.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        named = kwargs or {}
+        if func in (torch.Tensor.uniform_, torch.Tensor.normal_) or getattr(func, "__module__", "") == "torch.nn.init":
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)
 
 
 def _digest(folder: Path) -> str:

@@ -320,18 +320,18 @@ def test_card_says_what_the_model_is(model: Segmenter) -> None:
     assert "Not measured yet." in pretrained
 
 
-def test_loading_is_quick_and_draws_no_random_weights(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_draws_no_random_weights(bundle: Path) -> None:
     state = torch.get_rng_state()
-    loaded = load_bundle(bundle)
+    load_bundle(bundle)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(tensor.device.type == "cpu" for tensor in loaded.model.state_dict().values())
 
 
-def test_serving_side_imports_nothing_of_the_pipelines() -> None:
+def test_loading_in_a_new_process_is_light(bundle: Path) -> None:
+    """Cold start: sympy (a second) is what building on the meta device would import; the rest is for pipelines only."""
     code = (
-        "import sys, hls_foundry.models.bundle as b; "
-        "print([m for m in ('peft', 'pandas', 'huggingface_hub', 'zenml', 'scipy', 'accelerate') if m in sys.modules])"
+        "import sys; from pathlib import Path; from hls_foundry.models.bundle import load_bundle; load_bundle(Path(sys.argv[1])); "
+        "print([m for m in ('sympy', 'peft', 'pandas', 'huggingface_hub', 'zenml', 'scipy', 'accelerate') if m in sys.modules])"
     )
     root = Path(bundles.__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    done = subprocess.run([sys.executable, "-c", code, bundle], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
