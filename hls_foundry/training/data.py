@@ -68,7 +68,7 @@ class StepData:
     chips: list[str]
 
 
-class ChipFiles:
+class SplitChips:
     """The files of one split's chips. Raises SplitError where the split is empty."""
 
     def __init__(self, request: TrainingRequest, split: str) -> None:
@@ -89,7 +89,7 @@ class ChipFiles:
         return ChipReader(self.paths[index][0], bands=data.bands, scale=data.scale, nodata=data.nodata)
 
 
-class ChipDataset(ChipFiles):
+class ChipDataset(SplitChips):
     """The chips to train on. Those that fit `ram_budget` (bytes, for this process) are read once, of the others each crop from disk.
 
     Raises SplitError where the split is empty or without class 1, ChipError for what cannot be read.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import time
 from typing import Any
 
 import torch
 
+from hls_foundry.allocator import keep_freed_memory
 from hls_foundry.errors import Preempted, TrainingError
 from hls_foundry.models.segmenter import build_segmenter
 from hls_foundry.models.tuning import merged_state, parameter_groups, prepare_tuning
@@ -17,7 +17,7 @@ from hls_foundry.models.weights import load_encoder_weights
 from hls_foundry.training.checkpoint import load_latest, save_checkpoint, save_weights
 from hls_foundry.training.data import Batches, ChipDataset, StepData, default_ram_budget
 from hls_foundry.training.interruption import StopRequest
-from hls_foundry.training.losses import SegmentationLoss, TrainedLoss
+from hls_foundry.training.losses import SegmentationLoss, TrainedLoss, require_finite
 from hls_foundry.training.metrics_log import MetricsLog
 from hls_foundry.training.processes import Processes
 from hls_foundry.training.request import TrainingRequest, TrainingResult
@@ -31,7 +31,7 @@ def train(request: TrainingRequest, *, progress: bool = True) -> TrainingResult:
     Goes on from the newest checkpoint in `request.folder`, so that an interrupted training ends as if nothing had happened. Raises
     Preempted after SIGTERM, SIGUSR1 or SIGINT, with everything saved; TrainingError and other FoundryErrors for what a user can mend.
     """
-    with StopRequest() as stop, torch.random.fork_rng():
+    with StopRequest() as stop, torch.random.fork_rng(), keep_freed_memory():
         return Training(request, stop, progress).run()
 
 
@@ -106,12 +106,12 @@ class Training:
                 share = self.model(batch, counts)
                 accelerator.backward(share * self.processes.count)  # the exchange takes the mean; shares add up
             loss += share.detach()
-        value = self._finite("loss", float(self.processes.sum(loss)), data)
+        value = require_finite("loss", float(self.processes.sum(loss)), self.done + 1, data.chips)
         accelerator.unscale_gradients(self.optimizer)
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if self.processes.precision != "fp16":  # fp16's scaler skips such a step and goes on with a smaller scale
-            self._finite("gradient norm", norm, data)
+            require_finite("gradient norm", norm, self.done + 1, data.chips)
         if config.clip_norm is not None and norm > config.clip_norm:
             torch._foreach_mul_(gradients, config.clip_norm / (norm + 1e-6))
         self.optimizer.step()
@@ -120,14 +120,6 @@ class Training:
         epoch = round(self.done / self.schedule.steps_per_epoch, 4)
         rate = config.learning_rate * factor
         return {"step": self.done, "epoch": epoch, "loss": value, "learning_rate": rate, "grad_norm": norm, "samples": config.batch_size}
-
-    def _finite(self, what: str, value: float, data: StepData) -> float:
-        if math.isfinite(value):
-            return value
-        chips = ", ".join(dict.fromkeys(data.chips))
-        raise TrainingError(
-            f"{what} is {value} at step {self.done + 1}, on the chips {chips}: look at their pixels, or lower training.learning_rate"
-        )
 
     def _validate_if_due(self, metrics: MetricsLog) -> None:
         """Score the model on whole validation chips where the schedule says so, and keep the best weights."""
@@ -186,23 +178,12 @@ class Training:
         assert self.best is not None  # the last step is always validated
         if self.processes.first:
             TrainingResult(
-                digest=self.digest,
-                state=folder / "best.safetensors",
-                architecture=self.architecture,
-                best=self.best,
-                history=self.history,
-                steps=self.done,
-                epochs=self.done / self.schedule.steps_per_epoch,
-                stopped="early" if self._ends_early() else "finished",
-                resumed_from=self.resumed_from,
-                pretrained=self.weights is not None,
-                weights=dataclasses.asdict(self.weights) if self.weights else None,
-                device=str(self.processes.device),
-                precision=self.processes.precision,
-                processes=self.processes.count,
-                threads=torch.get_num_threads(),
-                samples_per_s=samples_per_s,
-                seconds=seconds,
-            ).save(folder)
+                digest=self.digest, state=folder / "best.safetensors", architecture=self.architecture, best=self.best, history=self.history,
+                steps=self.done, epochs=self.done / self.schedule.steps_per_epoch, stopped="early" if self._ends_early() else "finished",
+                resumed_from=self.resumed_from, pretrained=self.weights is not None,
+                weights=dataclasses.asdict(self.weights) if self.weights else None, device=str(self.processes.device),
+                precision=self.processes.precision, processes=self.processes.count, threads=torch.get_num_threads(),
+                samples_per_s=samples_per_s, seconds=seconds,
+            ).save(folder)  # fmt: skip
         self.processes.wait()
         return TrainingResult.load(folder)

@@ -6,11 +6,13 @@ accumulation steps before the forward pass), so the same batch gives the same lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from hls_foundry.errors import TrainingError
 from hls_foundry.models.segmenter import Segmenter
 from hls_foundry.training.data import IGNORE, Batch
 
@@ -107,3 +109,11 @@ class _ClosedForm(torch.autograd.Function):
     def backward(ctx, above):  # type: ignore[no-untyped-def]
         (gradient,) = ctx.saved_tensors
         return gradient * above.to(gradient.dtype), None, None, None, None, None
+
+
+def require_finite(what: str, value: float, step: int, chips: Sequence[str]) -> float:
+    """`value`, or TrainingError naming the chips of the batch where it is NaN or infinite."""
+    if math.isfinite(value):
+        return value
+    names = ", ".join(dict.fromkeys(chips))
+    raise TrainingError(f"{what} is {value} at step {step}, on the chips {names}: look at their pixels, or lower training.learning_rate")

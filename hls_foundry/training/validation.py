@@ -14,7 +14,7 @@ from hls_foundry.chips.reader import read_mask
 from hls_foundry.chips.scene import Scene
 from hls_foundry.evaluation.metrics import ConfusionCounter, Scores
 from hls_foundry.inference.predictor import Predictor, mask_from_probabilities
-from hls_foundry.training.data import ChipFiles
+from hls_foundry.training.data import SplitChips
 from hls_foundry.training.losses import SegmentationLoss
 from hls_foundry.training.processes import Processes
 from hls_foundry.training.request import TrainingRequest
@@ -37,7 +37,7 @@ class Validator:
     def __init__(self, request: TrainingRequest, processes: Processes, ram_budget: int) -> None:
         self.request, self.processes = request, processes
         self.precision = "fp32" if processes.precision == "fp32" else "auto"
-        self.files = ChipFiles(request, "validation")
+        self.files = SplitChips(request, "validation")
         self.mine = range(processes.rank, len(self.files), processes.count)
         self.rounds = -(-len(self.files) // processes.count)
         self._left = ram_budget
