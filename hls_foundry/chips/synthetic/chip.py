@@ -53,7 +53,8 @@ def synthetic_chip(task: str, index: int, size: int, seed: int) -> SyntheticChip
     make = _burnt if task == "burn_scars" else _flooded
     terrain, landcover, positive, event, clouds, haze, air = make(fields, place, sun, crop)
     surface = landcover.reflectance
-    illuminate(surface, terrain.sunlight, clouds.shadow, landcover.water)
+    level = landcover.water if task == "burn_scars" else positive  # water lies flat whatever the ground under it
+    illuminate(surface, terrain.sunlight, clouds.shadow, level)
     image = observe(fields, surface, clouds, haze=haze, air=air)[:, crop, crop]
     counts = np.clip(np.rint(image * 10000.0), -300, 16000)
     missing = np.zeros((size, size), np.bool_)

@@ -25,12 +25,12 @@ def flood(fields: FractalFields, terrain: Terrain, landcover: LandCover, *, shar
 
     `wet` is the share of soil that stays wet beside the water. Without a flood (share 0) lakes and the river stay.
     """
-    ground = terrain.drainage_height + 0.3 * fields.field(1.5, longest=30.0, shortest=4.0)
+    ground = terrain.drainage_height + 0.2 * fields.field(1.5, longest=30.0, shortest=5.0)
     # Dykes and drains: fields drown one by one.
     ground += landcover.farmland * (hashed(landcover.parcels.number, 3).astype(np.float32) / 1024 - 0.5) * 2.0
     permanent = landcover.water
     level = float(np.quantile(ground[crop, crop], share)) if share > 0 else float(ground.min()) - 50.0
-    drowned = coherent((ground < level) | permanent, sigma=1.8, smallest=120) if share > 0 else permanent
+    drowned = coherent((ground < level) | permanent, sigma=2.2, smallest=200) if share > 0 else permanent
     depth = np.where(drowned, np.maximum(level - ground, 0.15), 0.0).astype(np.float32)
     if wet > 0:
         moist_to = float(np.quantile(ground[crop, crop], min(share + wet, 0.98)))
@@ -56,7 +56,7 @@ def _colour(fields: FractalFields, terrain: Terrain, landcover: LandCover, fresh
     # Vegetation that stands out of the water, more of it where the water is shallow.
     shallow = np.exp(-depth[fresh] / 0.9)
     stand = smoothstep(fields.field(1.7, longest=55.0, shortest=2.0)[fresh] + 0.9 * shallow, 0.0, 1.5)
-    emergent = 0.70 * stand
+    emergent = 0.64 * stand
     before = 0.55 * landcover.reflectance[:, fresh] + 0.45 * spectrum("reeds")[:, None]
     landcover.reflectance[:, fresh] = colour + emergent * (before - colour)
     old = water & ~fresh

@@ -250,8 +250,8 @@ def _water(fields: FractalFields, terrain: Terrain, reflectance: FloatArray, cov
     n = fields.n
     lake = np.zeros((n, n), np.bool_)
     if lakes > 0.001:
-        hollow = fields.field(2.3, longest=80.0, shortest=5.0) - 0.25 * np.clip(terrain.drainage_height / 20.0, 0, 3)
-        lake = coherent(fields.share(hollow, lakes), sigma=1.3, smallest=40)
+        hollow = fields.field(2.4, longest=110.0, shortest=8.0) - 0.25 * np.clip(terrain.drainage_height / 20.0, 0, 3)
+        lake = coherent(fields.share(hollow, lakes), sigma=1.6, smallest=90)
         near = smoothstep(hollow, float(np.quantile(hollow[::2, ::2], 1 - lakes)) - 0.25, float(np.quantile(hollow[::2, ::2], 1 - lakes)))
         fringe = near * (0.55 if fields.random.random() < 0.5 else 0.25)
         shore = spectrum("reeds" if fields.random.random() < 0.6 else "soil_wet")[:, None, None]
