@@ -7,6 +7,8 @@ coin toss, an inverted one the opposite.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +20,14 @@ from hls_foundry.config import DataConfig, TaskConfig
 from hls_foundry.errors import ChipError
 from hls_foundry.evaluation.baseline import normalised_difference
 
-CHIPS = 40  # looked at, spread over the data set: enough for a median, and their cost does not grow with the data set
+CHIPS = 24  # looked at, spread over the data set: enough for a median, and their cost does not grow with the data set
 BINS = 512
 MIN_PIXELS = 50  # of each class
 MIN_SHARE = 0.01  # of class 1 and of class 0: smaller ones are often the edge of something
 
 
 def measure_separability(root: Path, chips: pd.DataFrame, task: TaskConfig, data: DataConfig) -> pd.Series:
-    """For up to 40 chips that have both classes: the chance (0–1) that the index ranks a pixel of class 1 before one of class 0.
+    """For up to 24 chips that have both classes: the chance (0–1) that the index ranks a pixel of class 1 before one of class 0.
 
     Equals the area under the ROC curve of the index. Float64, indexed like `chips`; NaN for chips not looked at.
     """
@@ -34,15 +36,20 @@ def measure_separability(root: Path, chips: pd.DataFrame, task: TaskConfig, data
     if both.empty:
         return pd.Series(separability, index=chips.index)
     chosen = both["chip"].iloc[np.unique(np.linspace(0, len(both) - 1, min(CHIPS, len(both))).round().astype(int))]
-    for position in np.flatnonzero(chips["chip"].isin(chosen)):
+    positions = np.flatnonzero(chips["chip"].isin(chosen))
+
+    def measure(position: int) -> float:
         row = chips.iloc[position]
         try:
             with ChipReader(root / row["image"], bands=data.bands, scale=data.scale, nodata=data.nodata) as reader:
                 values = normalised_difference(reader.read(), task.index.bands)
             mask = read_mask(root / row["mask"])
         except ChipError:
-            continue  # read by the inventory a moment ago: gone or changed since, which the next reader will say
-        separability[position] = rank_chance(values, mask, above=task.index.positive == "above")
+            return float("nan")  # read by the inventory a moment ago: gone or changed since, which the next reader will say
+        return rank_chance(values, mask, above=task.index.positive == "above")
+
+    with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="separability") as pool:
+        separability[positions] = list(pool.map(measure, positions))
     return pd.Series(separability, index=chips.index)
 
 

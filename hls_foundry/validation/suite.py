@@ -30,7 +30,7 @@ class Check:
 
 def build_suite(task: TaskConfig, config: ValidationConfig, *, split: bool) -> list[Check]:
     """All checks, causes before their consequences; that for leakage only where chips are `split` already."""
-    return [*_files(config), *_pixels(config), *_labels(config), *_data_set(task, config, split)]
+    return [*_files(config), *_places(config), *_pixels(config), *_labels(config), *_data_set(task, config, split)]
 
 
 def _null(name: str, column: str, threshold: str, advice: str, *, say: str = "{}", systematic: bool = False) -> Check:
@@ -104,6 +104,11 @@ def _files(config: ValidationConfig) -> list[Check]:
             "pixels",
             "cut chips of another size, or set validation.min_size and max_size",
         ),
+    ]
+
+
+def _places(config: ValidationConfig) -> list[Check]:
+    return [
         _null(
             "image and mask are of one place",
             "place_problem",
