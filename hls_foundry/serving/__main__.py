@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
@@ -17,6 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     serve.add_argument("--check-fd", type=int, help=argparse.SUPPRESS)
     serve.add_argument("--control", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    # Imports make a million objects that stay: looking through them for garbage again and again costs a cold start half a second.
+    # The application turns collection on when its model is loaded.
+    gc.disable()
     # A request's image is opened by GDAL: whatever it says, nothing is to be fetched from the network on its behalf.
     os.environ.setdefault("CPL_VSIL_CURL_ALLOWED_EXTENSIONS", "none")
 

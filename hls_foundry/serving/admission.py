@@ -100,12 +100,20 @@ class Cancelled(Exception):
     """The client went away: nobody waits for the rest of the work."""
 
 
+def _share_cores(workers: int) -> None:
+    """On a worker's thread: torch's own threads, which each worker has for itself, are its share of the cores."""
+    if workers > 1:
+        import torch
+
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
 class Workers:
     """Runs predictions on `count` threads, first come first served; drops those whose client went away."""
 
     def __init__(self, count: int) -> None:
         self._turn = asyncio.Semaphore(count)
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="prediction")
+        self._pool = ThreadPoolExecutor(count, "prediction", _share_cores, (count,))
 
     async def run(self, work: Callable[[Callable[[], None]], Result], gone: Awaitable[None]) -> Result:
         """`work(checkpoint)` on a thread. `checkpoint()` raises Cancelled there once `gone` is done.

@@ -7,6 +7,7 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis.html
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import time
 from collections.abc import AsyncIterator
@@ -130,6 +131,11 @@ class Serving:
     async def prepare(self) -> None:
         """Get a multi-model server ready: import now what else the first model's load would wait for."""
         await asyncio.to_thread(importlib.import_module, "hls_foundry.serving.replies")
+        self._get_ready()
+
+    def _get_ready(self) -> None:
+        gc.freeze()  # what the start made stays: collections need not look at it
+        gc.enable()
         self.ready.set()
 
     async def load_only(self) -> None:
@@ -147,7 +153,7 @@ class Serving:
             self.stop.set()
             return
         self.models.put(model)
-        self.ready.set()
+        self._get_ready()
         log.info(
             "model_loaded task=%s sha256=%s precision=%s seconds=%.2f",
             model.bundle.manifest.task, model.bundle.sha256[:12], model.predictor.precision, time.monotonic() - started,
@@ -164,7 +170,9 @@ class Serving:
             kind = request_format(content_type, body[:16])
             arrived = time.monotonic()
             request.state.log.update(body=kind.value, bytes_in=len(body), reply=reply.value)
-            content, begun = await self.workers.run(_Prediction(self, model, kind, body, attributes, reply), disconnected(request))
+            work = _Prediction(self, model, kind, body, attributes, reply)
+            del body  # the work lets go of it once it is decoded: 160 MB of a whole scene
+            content, begun = await self.workers.run(work, disconnected(request))
             ended = time.monotonic()
         request.state.log.update(queue_ms=round((begun - arrived) * 1e3), predict_ms=round((ended - begun) * 1e3))
         return Response(content, media_type=media, headers={"X-Amzn-SageMaker-Custom-Attributes": f"model_sha256={model.bundle.sha256}"})

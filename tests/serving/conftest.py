@@ -9,6 +9,7 @@ from typing import Any
 
 import boto3
 import pytest
+import torch
 from moto.server import ThreadedMotoServer
 
 from tests.serving.bundles import tiny_bundle
@@ -24,6 +25,15 @@ class Aws:
 
     environment: dict[str, str]
     s3: Any
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As the servers of these tests: OpenMP threads that wait for each other on busy cores take ten times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

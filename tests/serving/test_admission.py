@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import torch
 from starlette.requests import ClientDisconnect
 
 from hls_foundry.errors import RequestError
@@ -80,6 +81,17 @@ def test_a_client_that_leaves_the_queue_frees_its_turn_and_its_work_never_starts
         return done
 
     assert asyncio.run(scenario()) == ["first", "third"]
+
+
+def test_several_workers_share_the_cores() -> None:
+    async def threads(count: int) -> int:
+        workers = Workers(count)
+        taken = await workers.run(lambda _: torch.get_num_threads(), asyncio.Event().wait())
+        workers.close()
+        return taken
+
+    cores = asyncio.run(threads(1))
+    assert asyncio.run(threads(4)) == max(1, cores // 4)
 
 
 def test_work_of_a_client_that_left_stops_at_its_next_checkpoint() -> None:
