@@ -17,7 +17,7 @@ def write_report(summary: Summary) -> Path | None:
     folder = foundry_home() / "runs" / summary.runs[-1]["name"]
     folder.mkdir(parents=True, exist_ok=True)
     content = summary.as_json()
-    parts = (_figures, _validation, _training, _evaluation, _endpoint, _lineage)
+    parts = (_figures, _evaluation, _training, _validation, _endpoint, _lineage)
     sections = [section for part in parts for section in part(summary, content)]
     title = f"{summary.task.replace('_', ' ').capitalize()} on stack {summary.stack}"
     partial = folder / ".report.html.partial"

@@ -330,7 +330,8 @@ class _Pass:
     def finished(self, rows: int, valid: Tensor) -> Tensor:
         """The upper `rows` rows, which no later tile touches: (K, rows, W), NaN where `valid` (tile, extent) is false."""
         width = self._across.length
-        done = self._blended[:, :rows, :width].masked_fill(~valid[:rows, :width], torch.nan)
+        # Weights that add up to 1 in float32 may add up to a hair more.
+        done = self._blended[:, :rows, :width].clamp(max=1.0).masked_fill(~valid[:rows, :width], torch.nan)
         kept = self._down.tile - rows
         if not bool(torch.isfinite(self._blended.sum())):
             raise BundleError("the model's output is not a number: its weights are damaged or training diverged; use another version")

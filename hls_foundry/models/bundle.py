@@ -61,6 +61,7 @@ class BundleManifest(BaseModel):
     tile: Annotated[int, Field(ge=32)] = 224
     overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.25
     batch_size: Annotated[int, Field(ge=1)] = 4
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of predictions: masks agree only at equal precision")
     metrics: dict[str, dict[str, Figure]] = Field(default_factory=dict, description="scores by split; baseline has a name as well")
     lineage: dict[str, str | int | float] = Field(default_factory=dict)
     pretrained: bool = False

@@ -81,7 +81,7 @@ def to_logits(maps: Tensor, size: tuple[int, int]) -> Tensor:
 class FcnHead(nn.Module):
     """The tutorial's decoder on the last block: ×2, norm, GELU, ×2, twice over; a 3×3 convolution; a classifier.
 
-    The tutorial keeps all 768 channels up to full resolution, which costs twenty times the encoder. Here they halve with every
+    The tutorial keeps all 768 channels up to full resolution, which costs seven times the encoder. Here they halve with every
     doubling, from `channels` at 1/8 to channels/4 at 1/2 and full resolution.
     """
 

@@ -11,11 +11,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
+import torch
 from safetensors.torch import load_file
 
 from hls_foundry.config import DataConfig, InferenceConfig, ModelConfig, TaskConfig, TrainingConfig
 from hls_foundry.errors import TrainingError
 from hls_foundry.home import REPOSITORY
+from hls_foundry.inference.predictor import resolve_precision
 from hls_foundry.models.bundle import BundleManifest, save_bundle
 from hls_foundry.models.segmenter import segmenter_from_architecture
 from hls_foundry.training.launcher import launch
@@ -108,6 +110,7 @@ def _manifest(
         tile=config.inference.tile,
         overlap=config.inference.overlap,
         batch_size=config.inference.batch_size,
+        precision=resolve_precision("auto", torch.device(result.device)),
         metrics={"validation": {key: value for key, value in result.best.items() if isinstance(value, int | float)}},
         lineage=facts,
         pretrained=result.pretrained,
