@@ -27,7 +27,7 @@ def report(rank: int, state: str, time: float = 0.0, error: str = "", message: s
 def test_the_first_error_of_a_ranks_own_is_the_cause(make_request: MakeRequest) -> None:
     reports = [
         report(0, "failed", 1.0, "RuntimeError", LOST),
-        report(1, "failed", 2.0, "ChipError", "chip.tif is truncated: fetch it again"),
+        report(1, "failed", 2.0, "ChipError", "chip.tif is cut short: fetch it again"),
     ]
     with pytest.raises(ChipError, match=r"^chip\.tif is cut short: fetch it again$"):
         _outcome(make_request(), reports, 0)
