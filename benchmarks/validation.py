@@ -23,11 +23,11 @@ import rasterio
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hls_foundry.chips.inventory import build_inventory  # noqa: E402
-from hls_foundry.chips.splits import split_chips  # noqa: E402
-from hls_foundry.chips.synthetic import generate  # noqa: E402
-from hls_foundry.config import load_config  # noqa: E402
-from hls_foundry.validation.run import check  # noqa: E402
+from hls_foundry.chips.inventory import build_inventory
+from hls_foundry.chips.splits import split_chips
+from hls_foundry.chips.synthetic import generate
+from hls_foundry.config import load_config
+from hls_foundry.validation.run import check
 
 SEEDS = 16  # chips generated; the rest are these plus a constant
 

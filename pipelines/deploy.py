@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from steps.deploy import deploy
-from steps.test_endpoint import test_endpoint
 from zenml import pipeline
 
 from hls_foundry.endpoints.settings import EndpointSettings
+from steps.deploy import deploy
 from steps.select_model import select_model
+from steps.test_endpoint import test_endpoint
 
 
 @pipeline(name="deploy", enable_cache=False)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from steps.fine_tune import fine_tune
 from zenml import pipeline
 
 from hls_foundry.config import FoundryConfig
 from hls_foundry.endpoints.settings import PublishSettings
 from steps.evaluate import evaluate
+from steps.fine_tune import fine_tune
 from steps.ingest import ingest
 from steps.promote import promote
 from steps.publish import publish
