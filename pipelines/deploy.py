@@ -10,9 +10,9 @@ from steps.select_model import select_model
 from steps.test_endpoint import test_endpoint
 
 
-@pipeline(name="deploy", enable_cache=False)
+@pipeline(name="deploy", enable_cache=True)
 def deploy_pipeline(task: str, endpoint: EndpointSettings) -> None:
-    """Nothing here is cached: an endpoint is alive or it is not."""
+    """Only the test may be cached, for a server that has passed it: what is in production and what answers is looked up each time."""
     model, splits = select_model(task=task)
     deployed = deploy(model, splits, settings=endpoint)
     test_endpoint(deployed, model, splits)

@@ -13,14 +13,18 @@ from hls_foundry.endpoints.inference_test import InferenceTestReport, run_infere
 from hls_foundry.endpoints.local import Endpoint
 from hls_foundry.errors import EndpointError
 from steps.artifacts import PublishedModel
+from steps.caching import depends_on
 from steps.materializers import ResultMaterializer
 
 log = logging.getLogger(__name__)
 
 
-@step(enable_cache=False, output_materializers=ResultMaterializer)
+@step(cache_policy=depends_on("chips", "models", "inference", "serving", "endpoints"), output_materializers=ResultMaterializer)
 def test_endpoint(endpoint: Endpoint, model: PublishedModel, splits: Splits) -> Annotated[InferenceTestReport, "inference_test"]:
-    """Raises EndpointError, which fails the run, where the endpoint does not compute what was evaluated."""
+    """Raises EndpointError, which fails the run, where the endpoint does not compute what was evaluated.
+
+    Cached as long as the very same server process (it is part of `endpoint`) serves the same bundle: deploy has just checked that it does.
+    """
     chips = splits.table[splits.table["split"] == "test"]
     with EndpointClient(endpoint.url) as client:
         report = run_inference_test(client, Path(model.uri), chips, splits.root, data=model.data)

@@ -18,7 +18,11 @@ from steps.materializers import ResultMaterializer
 log = logging.getLogger(__name__)
 
 
-@step(cache_policy=depends_on("chips", "validation"), output_materializers=ResultMaterializer)
+@step(
+    cache_policy=depends_on("chips", "validation"),
+    # Named one by one: ZenML would bring them into another order in each process, and the order is part of its cache key.
+    output_materializers={"valid_inventory": ResultMaterializer, "validation_report": ResultMaterializer},
+)
 def validate(
     inventory: Inventory, task: TaskConfig, data: DataConfig, validation: ValidationConfig
 ) -> tuple[Annotated[Inventory, "valid_inventory"], Annotated[ValidationReport, "validation_report"]]:
