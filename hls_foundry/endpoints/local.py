@@ -55,6 +55,11 @@ class Endpoint:
     def running(self) -> bool:
         return self.process.alive()
 
+    def line(self) -> str:
+        """One line for a list: name, address, state, model version, since when."""
+        state = "running" if self.running else "stopped"
+        return f"{self.name:<16} {self.url}  {state}  version {self.model_version}  since {self.since}"
+
 
 class LocalEndpoints:
     """The endpoints of one home folder."""

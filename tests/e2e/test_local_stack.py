@@ -114,7 +114,7 @@ def test_predict_gives_the_same_mask_in_process_and_by_the_endpoint(machine: Mac
 def test_report_stands_alone(machine: Machine, first: dict) -> None:
     report = next((machine.folder / "foundry" / "runs").rglob("report.html")).read_text()
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", report)
-    for heading in ("At a glance", "Data", "Fine-tuning", "Test chips", "Endpoint", "Lineage"):
+    for heading in ("At a glance", "Best, median and worst chip", "Fine-tuning", "Data", "Endpoint", "Inference test", "Lineage"):
         assert f"<h2>{heading}</h2>" in report
 
 

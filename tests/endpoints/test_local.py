@@ -186,6 +186,9 @@ def test_an_endpoint_outlives_the_run_that_deployed_it_and_its_ctrl_c(endpoints:
     assert endpoint.port == port
     assert endpoint.running
     assert served_digest(endpoint) == endpoint.sha256
+    deadline = time.monotonic() + 10  # a request is logged after its reply has gone out
+    while "POST /invocations status=200" not in endpoints.logs(NAME) and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert "POST /invocations status=200" in endpoints.logs(NAME)
     # Killed from outside: it shows as stopped, and the next deployment brings it back on its port.
     os.kill(endpoint.process.pid, signal.SIGKILL)
