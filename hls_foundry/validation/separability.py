@@ -21,6 +21,7 @@ from hls_foundry.errors import ChipError
 from hls_foundry.evaluation.baseline import normalised_difference
 
 CHIPS = 24  # looked at, spread over the data set: enough for a median, and their cost does not grow with the data set
+SAMPLE_SIDE = 128  # about 128 × 128 pixels of a chip, as in the inventory
 BINS = 512
 MIN_PIXELS = 50  # of each class
 MIN_SHARE = 0.01  # of class 1 and of class 0: smaller ones are often the edge of something
@@ -42,8 +43,10 @@ def measure_separability(root: Path, chips: pd.DataFrame, task: TaskConfig, data
         row = chips.iloc[position]
         try:
             with ChipReader(root / row["image"], bands=data.bands, scale=data.scale, nodata=data.nodata) as reader:
-                values = normalised_difference(reader.read(), task.index.bands)
-            mask = read_mask(root / row["mask"])
+                raw = reader.read_raw()
+                rows, columns = (max(1, round(side / SAMPLE_SIDE)) for side in raw.shape[1:])
+                values = normalised_difference(reader.reflectance(raw[:, ::rows, ::columns].copy()), task.index.bands)
+            mask = read_mask(root / row["mask"])[::rows, ::columns]
         except ChipError:
             return float("nan")  # read by the inventory a moment ago: gone or changed since, which the next reader will say
         return rank_chance(values, mask, above=task.index.positive == "above")
