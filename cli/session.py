@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from hls_foundry.errors import FoundryError, Preempted
+from hls_foundry.errors import ConfigError, FoundryError, Preempted
 from hls_foundry.home import REPOSITORY
 
 
@@ -30,8 +34,38 @@ def start_zenml() -> None:
             handler.setStream(sys.stderr)  # standard output is for the summary
             handler.setFormatter(logging.Formatter("%(message)s"))
             handler.addFilter(_said_elsewhere)
+    _open_store()
     logging.getLogger("hls_foundry").setLevel(logging.INFO)
     logging.getLogger("steps").setLevel(logging.INFO)
+
+
+def _open_store() -> None:
+    """Open ZenML's store, which creates it at first use. A signal in those seconds would leave a database that nothing can open."""
+    from zenml.client import Client
+
+    try:
+        with deferred_signals():
+            _ = Client().zen_store
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"ZenML's store cannot be opened ({reason}): set ZENML_CONFIG_PATH to another folder, or mend it") from None
+
+
+@contextmanager
+def deferred_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM during the body take effect at its end. Only in the main thread, where Python handles signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    before = {number: signal.signal(number, lambda got, _: received.append(got)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
 
 
 def _said_elsewhere(record: logging.LogRecord) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rasterio
 
@@ -116,6 +117,23 @@ def test_report_stands_alone(machine: Machine, first: dict) -> None:
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", report)
     for heading in ("At a glance", "Best, median and worst chip", "Fine-tuning", "Data", "Endpoint", "Inference test", "Lineage"):
         assert f"<h2>{heading}</h2>" in report
+
+
+@pytest.mark.browser
+def test_report_draws_in_a_browser_without_a_network(machine: Machine, first: dict, chromium: str) -> None:
+    report = next((machine.folder / "foundry" / "runs").rglob("report.html"))
+    picture = machine.folder / "report.png"
+    switches = (
+        "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    )
+    command = [chromium, *switches.split(), "--enable-logging=stderr", f"--user-data-dir={machine.folder / 'profile'}"]
+    command += ["--proxy-server=127.0.0.1:9", "--window-size=1100,2400", f"--screenshot={picture}", report.as_uri()]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120).stderr
+    assert "CONSOLE" not in told, "the page complains"
+    with rasterio.open(picture) as drawn:
+        pixels = drawn.read([1, 2, 3])
+    colours = np.unique(pixels.reshape(3, -1)[:, ::50], axis=1).shape[1]
+    assert colours > 500, "curves and chips were drawn"
 
 
 def test_second_run_is_cached_keeps_the_version_and_the_endpoint(machine: Machine, first: dict) -> None:
