@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from cli.session import start_zenml
 from cli.summary import Summary
 from hls_foundry.config import FoundryConfig
 from hls_foundry.errors import FoundryError, Preempted
+from hls_foundry.progress import progress_bar
 
 if TYPE_CHECKING:
     from stacks.definition import StackDefinition
@@ -30,7 +30,8 @@ def execute(definition: StackDefinition, config: FoundryConfig, pipeline: str, *
     from hls_foundry.home import foundry_home
 
     # Before ZenML starts: a source that cannot be had is one line, not a failed run.
-    resolve_source(config.data.source, config.task, foundry_home() / "data", progress=None)
+    with progress_bar("chips") as progress:
+        resolve_source(config.data.source, config.task, foundry_home() / "data", progress=progress)
     fingerprint = source_fingerprint(config.data.source, config.task)
     start_zenml()
     from stacks.registry import register_stack, use_stack
@@ -67,13 +68,10 @@ def _run(summary: Summary, name: str, pipeline: Callable[..., Any], use_cache: b
             configured(**parameters)
         except Preempted:
             raise
-        except FoundryError as error:
-            problem = error
-        except Exception as error:  # a defect: its trace is in the log above and in the run's logs
+        except Exception as error:  # a FoundryError says what to do; of a defect, the trace is above and in the run's logs
             problem = error
     found = Client().list_pipeline_runs(name=run_name, hydrate=True).items
     if found:
         summary.add(name, found[0])
     if problem is not None:
         summary.fail(problem)
-        sys.stderr.flush()

@@ -12,6 +12,7 @@ from hls_foundry.endpoints.client import EndpointClient
 from hls_foundry.endpoints.inference_test import InferenceTestReport, run_inference_test
 from hls_foundry.endpoints.local import Endpoint
 from hls_foundry.errors import EndpointError
+from hls_foundry.progress import progress_bar
 from steps.artifacts import PublishedModel
 from steps.caching import depends_on
 from steps.materializers import ResultMaterializer
@@ -26,8 +27,8 @@ def test_endpoint(endpoint: Endpoint, model: PublishedModel, splits: Splits) -> 
     Cached as long as the very same server process (it is part of `endpoint`) serves the same bundle: deploy has just checked that it does.
     """
     chips = splits.table[splits.table["split"] == "test"]
-    with EndpointClient(endpoint.url) as client:
-        report = run_inference_test(client, Path(model.uri), chips, splits.root, data=model.data)
+    with EndpointClient(endpoint.url) as client, progress_bar("inference test") as progress:
+        report = run_inference_test(client, Path(model.uri), chips, splits.root, data=model.data, progress=progress)
     log.info("test        %d requests, %d errors, agreement %.6f", report.requests, report.errors, report.agreement)
     if problems := report.problems():
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -15,6 +15,7 @@ from hls_foundry.chips.reader import ChipReader
 from hls_foundry.endpoints.client import EndpointClient, format_attributes
 from hls_foundry.endpoints.local import LocalEndpoints
 from hls_foundry.errors import BundleError, ChipError, ConfigError, EndpointError
+from hls_foundry.progress import progress_bar
 
 SUFFIXES = (".tif", ".tiff", ".geojson", ".gpkg")
 
@@ -80,7 +81,9 @@ def _in_process(request: PredictRequest, target: Path, bundle: Path) -> str:
         vector = target.suffix.lower() in (".geojson", ".gpkg")
         mask_path = Path(scratch) / "mask.tif" if vector else target
         likely = Path(scratch) / "probabilities.tif" if vector else None
-        found = Predictor(loaded).predict_scene(reader, mask_path, threshold=request.threshold, probabilities=likely)
+        with progress_bar("tiles") as progress:
+            predictor = Predictor(loaded)
+            found = predictor.predict_scene(reader, mask_path, threshold=request.threshold, probabilities=likely, progress=progress)
         if not vector:
             pixels = reader.grid.width * reader.grid.height
             return f"{target}: {found.class_pixels[1]:,} of {pixels:,} pixels are {loaded.manifest.classes[1]}"
