@@ -158,7 +158,11 @@ def lines(summary: Summary) -> list[str]:
     if summary.report:
         out.append(f"report      {summary.report}")
     if endpoint := content.get("endpoint"):
-        out += ["", f"{endpoint['name']} answers at {endpoint['url']}", *(f"  {line}" for line in commands(endpoint))]
+        out += [
+            "",
+            f"{endpoint['name']} answers at {endpoint['url']} with version {endpoint['model_version']}",
+            *(f"  {line}" for line in commands(endpoint)),
+        ]
     if summary.problem is not None:
         where = f" in step {summary.failed_step}" if summary.failed_step else ""
         run = summary.runs[-1]["name"] if summary.runs else ""

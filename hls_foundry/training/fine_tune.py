@@ -45,6 +45,8 @@ def fine_tune(
     Works in `home`/training/DIGEST: an interrupted training started again goes on there. Returns the bundle's folder, which lies
     there as well, and what the training said. Raises what `launch` raises, and BundleError where the bundle cannot be written.
     """
+    if config.model.frames != 1:
+        raise TrainingError(f"model.frames={config.model.frames}: a chip holds one date, so there is nothing to stack; set model.frames=1")
     request = _request(table, root, config, home)
     if (request.folder / "result.json").is_file():
         shutil.rmtree(request.folder / "checkpoints", ignore_errors=True)  # finished before: this is a new training, not a resumed one
