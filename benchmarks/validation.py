@@ -1,9 +1,10 @@
 """Chips a second through inventory and validation, on synthetic chips of 512 × 512 pixels.
 
-    python benchmarks/validation.py [--chips 200] [--size 512] [--json FILE]
+    python benchmarks/validation.py [--chips 200] [--size 512] [--stored deflate|plain] [--json FILE]
 
 Chips are generated once, a few of them are varied by a constant into as many files as asked for (generating is not what is
-measured), and each is a file of its own with a mask of its own, so no content is read twice. The files are in the page cache, as
+measured), and each is a file of its own with a mask of its own, so no content is read twice. deflate: int16 × 10000, as our own chips;
+plain: float32 reflectance without compression. The files are in the page cache, as
 freshly fetched ones are. Great Expectations' import is told apart: it is paid once a process, whatever the number of chips.
 """
 
@@ -32,7 +33,7 @@ from hls_foundry.validation.run import check
 SEEDS = 16  # chips generated; the rest are these plus a constant
 
 
-def make_chips(root: Path, chips: int, size: int) -> int:
+def make_chips(root: Path, chips: int, size: int, stored: str) -> int:
     """A data set of `chips` chips in the hls_burn_scars layout; returns the bytes on disk."""
     generate("burn_scars", root / "seeds", chips=min(SEEDS, chips), size=size, seed=1)
     seeds = sorted((root / "seeds").rglob("*_merged.tif"))
@@ -46,6 +47,10 @@ def make_chips(root: Path, chips: int, size: int) -> int:
                 pixels, profile = dataset.read(), dataset.profile
             if ending == "_merged.tif":
                 pixels = np.where(pixels == -9999, pixels, pixels + number // len(seeds)).astype(pixels.dtype)
+                if stored == "plain":
+                    pixels = np.where(pixels == -9999, -9999, pixels / 10000).astype("float32")
+                    profile = {key: value for key, value in profile.items() if key not in ("compress", "predictor", "zlevel")}
+                    profile["dtype"] = "float32"
             with rasterio.open(folder / f"{name}{ending}", "w", **profile) as copy:
                 copy.write(pixels)
     return sum(path.stat().st_size for path in folder.iterdir())
@@ -82,16 +87,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chips", type=int, default=200)
     parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--stored", choices=["deflate", "plain"], default="deflate")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="hls-bench-") as folder:
-        size = make_chips(Path(folder), arguments.chips, arguments.size)
+        size = make_chips(Path(folder), arguments.chips, arguments.size, arguments.stored)
         seconds = measure(Path(folder))
     chips = seconds["chips"]
     both = seconds["inventory"] + seconds["validation"]
     figures = {
         "chips": chips,
         "size_px": arguments.size,
+        "stored": arguments.stored,
         "megabytes": round(size / 1e6, 1),
         "cores": os.cpu_count(),
         "inventory_s": round(seconds["inventory"], 2),

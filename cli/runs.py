@@ -105,7 +105,8 @@ def open_dashboard() -> None:
     start_zenml()
     if importlib.util.find_spec("jwt") is None:
         raise ConfigError('the dashboard needs ZenML\'s server: .venv/bin/pip install "zenml[server]==0.98.0" and run this again')
-    os.execv(sys.executable, [sys.executable, "-m", "zenml.cli.cli", "login", "--local"])
+    zenml = str(Path(sys.executable).with_name("zenml"))
+    os.execv(zenml, [zenml, "login", "--local"])
 
 
 def _processes() -> Path:
