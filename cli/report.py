@@ -5,26 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
+
 from cli.summary import Summary, commands
 from hls_foundry import report as pages
 from hls_foundry.home import foundry_home
 
 
 def write_report(summary: Summary) -> Path | None:
-    """Write `runs/RUN/report.html` in the home folder (and the Data Docs beside it); None where no run got that far."""
+    """Write `runs/RUN/report.html` in the home folder (and the Data Docs beside it); None where no run got that far or the disk refuses."""
     if not summary.runs:
         return None
     folder = foundry_home() / "runs" / summary.runs[-1]["name"]
-    folder.mkdir(parents=True, exist_ok=True)
     content = summary.as_json()
     parts = (_figures, _evaluation, _training, _validation, _endpoint, _lineage)
     sections = [section for part in parts for section in part(summary, content)]
     title = f"{summary.task.replace('_', ' ').capitalize()} on stack {summary.stack}"
-    partial = folder / ".report.html.partial"
-    partial.write_text(pages.page(title, f"Run {summary.runs[-1]['name']}: {summary.status}.", sections), encoding="utf-8")
-    partial.replace(folder / "report.html")
-    if validation := summary.artifacts.get("validation_report"):
-        validation.write(folder / "data_docs.html")
+    page = pages.page(title, f"Run {summary.runs[-1]['name']}: {summary.status}.", sections)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / ".report.html.partial"
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(folder / "report.html")
+        if validation := summary.artifacts.get("validation_report"):
+            validation.write(folder / "data_docs.html")
+    except OSError as error:  # the run itself is done: its summary must still be told
+        click.echo(f"the report cannot be written to {folder} ({error.strerror}): free some space", err=True)
+        return None
     return folder / "report.html"
 
 

@@ -51,7 +51,7 @@ def promote(
     production = production_version(task.name)
     if production is not None and production.id == version.id:
         return _record(version, promoted=True, reason=f"version {version.name} is in production already")
-    scores = _measure_production(production, on_this_machine(splits, task, data), data, task) if production else None
+    scores = _measure_production(production, on_this_machine(splits, task, data), data) if production else None
     decision = decide(evaluation.test, evaluation.baseline.scores, scores, gate, baseline_name=evaluation.baseline.name)
     if decision.promote:
         version.set_stage(PRODUCTION, force=True)
@@ -72,7 +72,7 @@ def _link(version: ModelVersionResponse) -> None:
             link_artifact_version_to_model_version(artifact, version)
 
 
-def _measure_production(production: ModelVersionResponse, splits: Splits, data: DataConfig, task: TaskConfig) -> Scores | None:
+def _measure_production(production: ModelVersionResponse, splits: Splits, data: DataConfig) -> Scores | None:
     """Scores of the production bundle on these test chips; None when its archive is gone."""
     uri = production.run_metadata.get("uri")
     if not isinstance(uri, str) or not Path(uri).is_file():
