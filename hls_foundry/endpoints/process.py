@@ -129,4 +129,5 @@ def _born(pid: int) -> tuple[str, bool]:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return "", True
-    return f"{boot}:{fields[19]}", fields[0] in "ZX"
+    # The first thread can be a zombie while others still hold the sockets: it is over when no other is left (field 20, threads).
+    return f"{boot}:{fields[19]}", fields[0] in "ZX" and int(fields[17]) <= 1
