@@ -135,7 +135,7 @@ def logs(run: str | None, step: str | None) -> None:
 @click.argument("run", required=False)
 @user_errors
 def stop(run: str | None) -> None:
-    """Stop RUN (default: the one running): fine-tuning saves its state first."""
+    """Stop RUN (default: the one running); its state is saved."""
     from cli.runs import stop_run
 
     stop_run(run)
@@ -192,10 +192,10 @@ def endpoints(delete: str | None) -> None:
 @main.command()
 @user_errors
 def dashboard() -> None:
-    """Open the lineage in ZenML's dashboard."""
-    from cli.runs import open_dashboard
-
-    open_dashboard()
+    """Open the lineage in ZenML's dashboard (comes with part 5)."""
+    raise FoundryError(
+        "the dashboard comes with part 5: until then `run.py status`, `run.py logs` and each run's report.html show its lineage"
+    )
 
 
 if __name__ == "__main__":

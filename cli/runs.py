@@ -1,12 +1,9 @@
-"""Follow what runs: status, logs, stop, and the dashboard."""
+"""Follow what runs: status, logs, stop."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -98,15 +95,6 @@ def stop_run(run: str | None) -> None:
             pass
         note.unlink(missing_ok=True)  # left by a process that was killed
     raise ConfigError(f"run {run} is not running on this machine" if run else "nothing is running on this machine")
-
-
-def open_dashboard() -> None:
-    """Start ZenML's own server and dashboard on this machine."""
-    start_zenml()
-    if importlib.util.find_spec("jwt") is None:
-        raise ConfigError('the dashboard needs ZenML\'s server: .venv/bin/pip install "zenml[server]==0.98.0" and run this again')
-    zenml = str(Path(sys.executable).with_name("zenml"))
-    os.execv(zenml, [zenml, "login", "--local"])
 
 
 def _processes() -> Path:

@@ -44,11 +44,9 @@ CLEARLY_BETTER = 0.7  # and: at most this share of the distance that the contrac
 
 @dataclass(frozen=True)
 class BandOrder:
-    """The order that fits best and how well; `problem` names the mistake ("" = the contract's order, or nothing to judge by)."""
+    """The order that fits best; `problem` names the mistake ("" = the contract's order, or nothing to judge by)."""
 
     order: Order
-    distance: float
-    distance_as_is: float
     problem: str
 
     @property
@@ -68,7 +66,7 @@ def judge_band_order(chips: pd.DataFrame, task: TaskConfig) -> BandOrder:
     the three visible bands. The atmosphere that fits best is granted to each order.
     """
     if chips.empty:
-        return BandOrder(AS_IT_SHOULD_BE, np.nan, np.nan, "")
+        return BandOrder(AS_IT_SHOULD_BE, "")
     statistics = {what: chips[[f"{band}_{what}" for band in BANDS]].median().to_numpy(dtype=np.float64) for what in ("q02", "q50", "std")}
     orders, handicap = _orders()
     distances = _distances(statistics, orders, task) + handicap
@@ -76,7 +74,7 @@ def judge_band_order(chips: pd.DataFrame, task: TaskConfig) -> BandOrder:
     distance, order = float(distances[best]), tuple(int(band) for band in orders[best])
     evidence = EVIDENCE[len(chips) >= MANY_CHIPS]
     found = order != AS_IT_SHOULD_BE and as_is - distance > evidence and distance < min(GOOD_FIT, CLEARLY_BETTER * as_is)
-    return BandOrder(order, distance, as_is, describe(order) if found else "")
+    return BandOrder(order, describe(order) if found else "")
 
 
 def describe(order: Order) -> str:
