@@ -44,8 +44,8 @@ class SlurmSettings(BaseSettings):  # type: ignore[misc]  # ZenML's classes are 
     mail_type: str | None = Field(None, description="on which events: END,FAIL,REQUEUE,…")
     flags: list[str] = Field(default_factory=list, description="further long options of sbatch, --name or --name=value")
     modules: list[str] = Field(default_factory=list, description="modules to load, in this order")
-    setup: tuple[str, ...] = Field(
-        (), description="shell lines that run before the step, each complete in itself; a failing one ends the job"
+    setup: list[str] = Field(
+        default_factory=list, description="shell lines that run before the step, each complete in itself; a failing one ends the job"
     )
     environment: dict[str, str] = Field(default_factory=dict, description="variables of the job; they are in its script, so no secrets")
     warning_s: int = Field(
