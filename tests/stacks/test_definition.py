@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from hls_foundry.errors import ConfigError
 from stacks.definition import load_stack
 
+ROOT = Path(__file__).resolve().parents[2]
 VALID = "components: [{type: orchestrator, flavor: local}, {type: artifact_store, flavor: local}]\npublish: {folder: '%s'}\n"
 
 
@@ -60,5 +63,18 @@ def test_wrong_stack_files_are_one_line(tmp_path: Path, content: str, message: s
 def test_unknown_stacks_and_stacks_of_later_parts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="known stacks: mine"):
         load_stack("other", {}, write(tmp_path, VALID % "x"))
-    with pytest.raises(ConfigError, match="Slurm"):
-        load_stack("hpc", {}, tmp_path)
+    with pytest.raises(ConfigError, match="SageMaker"):
+        load_stack("aws", {}, tmp_path)
+
+
+def test_reading_a_stack_does_not_import_zenml() -> None:
+    code = "import sys; from stacks.definition import load_stack; load_stack('hpc', {}); sys.exit('zenml' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_a_variable_can_say_what_to_do_without_it(tmp_path: Path) -> None:
+    folder = write(tmp_path, VALID % "${WHERE:?ask the administrator for one}")
+    assert load_stack("mine", {"WHERE": "here"}, folder).publish.folder == "here"
+    for environment in ({}, {"WHERE": ""}):
+        with pytest.raises(ConfigError, match=r"needs the environment variable WHERE.*: ask the administrator"):
+            load_stack("mine", environment, folder)
