@@ -41,6 +41,10 @@ class EndpointError(FoundryError):
     """An endpoint cannot be created, reached, tested or deleted."""
 
 
+class SlurmError(FoundryError):
+    """Slurm, a job or the rehearsal cluster cannot do what is asked of it."""
+
+
 class RequestError(FoundryError):
     """A request to an endpoint cannot be answered; carries the HTTP status of the reply."""
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from stacks.slurm.rehearsal import PROGRAMS, Cluster
+from stacks.slurm.rehearsal_config import default_shape
+from stacks.slurm.rehearsal_processes import missing_programs
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,3 +41,36 @@ def chromium() -> str:
             return path
     missing("no Chromium on the PATH: make system installs it")
     raise AssertionError  # unreachable: missing() raises
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Slurm cluster of two nodes for all tests that leave it whole; one a pytest-xdist worker."""
+    _need_slurm()
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"), default_shape(nodes=2, cpus=4))
+    cluster.up()
+    yield cluster
+    cluster.down()
+
+
+@pytest.fixture
+def make_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cluster]]:
+    """Start a cluster of its own for a test that breaks it; arguments are those of stacks.slurm.rehearsal_config.Shape, all optional."""
+    _need_slurm()
+    started: list[Cluster] = []
+
+    def make(**shape: Any) -> Cluster:
+        if shape.get("network") == "isolated" and (os.geteuid() != 0 or missing_programs(["ip", "nsenter"])):
+            missing("network namespaces need root and iproute2")
+        started.append(Cluster(tmp_path_factory.mktemp("slurm"), default_shape(**{"nodes": 2, "cpus": 4, **shape})))
+        started[-1].up()
+        return started[-1]
+
+    yield make
+    for cluster in started:
+        cluster.down()
+
+
+def _need_slurm() -> None:
+    if what := missing_programs(PROGRAMS):
+        missing(what)
