@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from hls_foundry.config import DataConfig, InferenceConfig, ModelConfig, TaskConfig, TrainingConfig
 from hls_foundry.errors import TrainingError
-from hls_foundry.home import REPOSITORY
+from hls_foundry.home import REPOSITORY, REVISION_FILE
 from hls_foundry.inference.predictor import resolve_precision
 from hls_foundry.models.bundle import BundleManifest, save_bundle
 from hls_foundry.models.segmenter import segmenter_from_architecture
@@ -122,7 +122,13 @@ def _manifest(
 
 
 def code_version() -> str:
-    """The Git revision of the working tree, with `+changes` where it has uncommitted ones; `unknown` outside a checkout."""
+    """The Git revision of the working tree, with `+changes` where it has uncommitted ones; `unknown` outside a checkout.
+
+    A copy that was frozen at submission carries that of its origin: it may lie inside another checkout, or its own later state.
+    """
+    frozen = REPOSITORY / REVISION_FILE
+    if frozen.is_file():
+        return frozen.read_text(encoding="utf-8").strip()
 
     def git(*arguments: str) -> str:
         return subprocess.run(
