@@ -130,7 +130,7 @@ def load_stack(name: str, environment: Mapping[str, str], folder: Path = FOLDER,
         raise ConfigError(f"no stack '{name}': {file} does not exist (known stacks: {', '.join(known_stacks(folder))})")
     values = _fill(_read(file), environment, file)
     overlay: dict[str, Any] = {}
-    chosen = {"name": name, "file": file}
+    chosen: dict[str, Any] = {"name": name, "file": file}
     if values.get("sites") is True:
         site = site or ("rehearsal" if environment.get(REHEARSAL) else "cpu")
         site_file = folder / "sites" / f"{site}.yaml"
@@ -148,7 +148,7 @@ def load_stack(name: str, environment: Mapping[str, str], folder: Path = FOLDER,
         raise ConfigError(_one_line(error, overlay, chosen)) from None
     for key in definition.overrides:
         where = chosen["site_file"] if key in (overlay.get("overrides") or {}) else file
-        _check_configuration_key(key, Path(where))
+        _check_configuration_key(key, where)
     return definition
 
 

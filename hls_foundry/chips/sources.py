@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
+from hls_foundry.chips.fetched import offline, recall, remember
 from hls_foundry.chips.layouts import ENDINGS, split_lists
 from hls_foundry.config import TaskConfig
 from hls_foundry.errors import SourceError
@@ -42,14 +43,17 @@ def resolve_source(source: str, task: TaskConfig, cache: Path, *, progress: Prog
     An existing PATH is used where it is. s3:// takes the files of the task's layout and the split lists; it follows the AWS
     environment, AWS_ENDPOINT_URL too. hf:// keeps the download in the Hugging Face cache (HF_HUB_CACHE, HF_ENDPOINT) and unpacks
     its .tar.gz below `cache`; without a network it uses what an earlier run fetched. synthetic:// makes chips for the task.
+    With HLS_FOUNDRY_OFFLINE=1 nothing is asked of S3 or the hub: what was last fetched is used.
 
     Raises SourceError (one line) for what is missing, unreachable, refused or misspelt.
     """
     kind, rest = _kind(source)
-    if kind == "s3":
-        return _fetch_s3(rest, task, cache, progress)
-    if kind == "hf":
-        return _fetch_hub(rest, cache)
+    if kind in ("s3", "hf"):
+        if offline():
+            return recall(cache, source, task.layout)
+        folder = _fetch_s3(rest, task, cache, progress) if kind == "s3" else _fetch_hub(rest, cache)
+        remember(cache, source, task.layout, folder)
+        return folder
     if kind == "synthetic":
         return _synthesise(rest, task, cache, progress)
     folder = Path(source).expanduser().absolute()

@@ -58,10 +58,7 @@ def load_encoder_weights(encoder: PrithviEncoder, weights: str, *, sha256: str |
 
     Raises WeightsError with one line: no such file, unreachable, truncated, pickled code, another digest, another architecture.
     """
-    path = _local_file(weights, cache)
-    digest = _sha256(path)
-    if sha256 is not None and digest != sha256.lower():
-        raise WeightsError(f"{weights} has SHA-256 {digest}, expected {sha256}: fetch it again or mend model.weights_sha256")
+    path, digest = fetch_weights(weights, sha256=sha256, cache=cache)
     found, ignored = _encoder_keys(_read(path, weights))
     own = encoder.state_dict()
     _check_keys(found, own, weights)
@@ -76,6 +73,18 @@ def load_encoder_weights(encoder: PrithviEncoder, weights: str, *, sha256: str |
     _check_shapes(found, own, weights)
     encoder.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in found.items()}, strict=True)
     return WeightsReport(weights, digest, resized, fresh, ignored)
+
+
+def fetch_weights(weights: str, *, sha256: str | None = None, cache: Path | None = None) -> tuple[Path, str]:
+    """The checkpoint as a file on this machine, downloaded to `cache` unless it is there already, and its SHA-256 (hex).
+
+    Raises WeightsError with one line: no such file, unreachable, another digest than `sha256`.
+    """
+    path = _local_file(weights, cache)
+    digest = _sha256(path)
+    if sha256 is not None and digest != sha256.lower():
+        raise WeightsError(f"{weights} has SHA-256 {digest}, expected {sha256}: fetch it again or mend model.weights_sha256")
+    return path, digest
 
 
 def _local_file(weights: str, cache: Path | None) -> Path:
@@ -111,7 +120,8 @@ def _from_hub(weights: str, cache: Path | None) -> Path:
     except GatedRepoError:
         raise WeightsError(f"{weights} asks for a licence to be accepted: accept it on the hub and set HF_TOKEN") from None
     except OfflineModeIsEnabled:
-        raise WeightsError(f"{weights} is not in the cache and HF_HUB_OFFLINE is set: unset it, or set model.weights to a path") from None
+        offline_advice = "python run.py fetch where there is a network, or set model.weights to a path"
+        raise WeightsError(f"{weights} has not been fetched and HF_HUB_OFFLINE is set: {offline_advice}") from None
     except HfHubHTTPError as error:
         code = getattr(error.response, "status_code", None)
         if code in (401, 403, 404):

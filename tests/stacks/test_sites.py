@@ -110,7 +110,7 @@ def test_numbers_from_variables_and_text_are_what_set_takes(tmp_path: Path) -> N
 def test_unknown_sites_and_sites_of_other_stacks_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no site 'jurecca'.*known sites: cpu, gpu, jureca, rehearsal"):
         load_stack("hpc", {}, site="jurecca")
-    with pytest.raises(ConfigError, match="no site '../local'"):
+    with pytest.raises(ConfigError, match=r"no site .\.\./local."):
         load_stack("hpc", {}, site="../local")
     with pytest.raises(ConfigError, match="stack 'local' has no sites: leave out --site cpu"):
         load_stack("local", {}, site="cpu")
