@@ -217,7 +217,6 @@ def test_outside_a_checkout_everything_but_environments_and_caches_is_in(tmp_pat
         "env/lib.py",
         ".foundry/runs/x",
         "__pycache__/a.pyc",
-        ".git/config",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
