@@ -240,9 +240,16 @@ def parse_settings(given: Mapping[str, Any], where: str) -> SlurmSettings:
 
 
 def resources_of(settings: ResourceSettings) -> Resources:
-    """ZenML's resources of a step, which are those of each of its nodes: CPUs, GPUs, and memory in MiB, rounded up."""
+    """ZenML's resources of a step, which are those of each of its nodes: CPUs, GPUs, and memory in MiB, rounded up.
+
+    Raises ConfigError for a memory of nothing, which ZenML lets pass.
+    """
     memory = settings.memory
-    return Resources(cpus=settings.cpu_count, gpus=settings.gpu_count, memory_mib=None if memory is None else values.mebibytes(memory))
+    try:
+        mib = None if memory is None else values.mebibytes(memory)
+    except ValueError as error:
+        raise ConfigError(f"ResourceSettings: 'memory': {error}") from None
+    return Resources(cpus=settings.cpu_count, gpus=settings.gpu_count, memory_mib=mib)
 
 
 def _variable(key: Any) -> str:

@@ -47,8 +47,8 @@ OWN_OPTIONS: Mapping[str, str] = {
 _KNOWN_LONGER = ("time-min", "mem-per-cpu", "mem-per-gpu", "mem-bind")
 _READONLY = ("BASHOPTS", "BASH_VERSINFO", "EUID", "PPID", "SHELLOPTS", "UID")
 _UNITS_MIB = {
-    "B": 2**-20, "KB": 1e3 / 2**20, "MB": 1e6 / 2**20, "GB": 1e9 / 2**20, "TB": 1e12 / 2**20,
-    "KIB": 2**-10, "MIB": 1.0, "GIB": 2.0**10, "TIB": 2.0**20, "K": 2**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20,
+    "B": 2**-20, "KB": 1e3 / 2**20, "MB": 1e6 / 2**20, "GB": 1e9 / 2**20, "TB": 1e12 / 2**20, "PB": 1e15 / 2**20,
+    "KIB": 2**-10, "MIB": 1.0, "GIB": 2.0**10, "TIB": 2.0**20, "PIB": 2.0**30, "K": 2**-10, "M": 1.0, "G": 2.0**10, "T": 2.0**20,
 }  # fmt: skip
 
 
