@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cli import cost
 from cli.summary import Summary, commands
 from hls_foundry import report as pages
 from hls_foundry.home import foundry_home
@@ -18,7 +19,7 @@ def write_report(summary: Summary) -> Path | None:
         return None
     folder = foundry_home() / "runs" / summary.runs[-1]["name"]
     content = summary.as_json()
-    parts = (_figures, _evaluation, _training, _validation, _endpoint, _lineage)
+    parts = (_figures, _evaluation, _training, _validation, _endpoint, _slurm, _lineage)
     sections = [section for part in parts for section in part(summary, content)]
     title = f"{summary.task.replace('_', ' ').capitalize()} on stack {summary.stack}"
     page = pages.page(title, f"Run {summary.runs[-1]['name']}: {summary.status}.", sections)
@@ -92,6 +93,17 @@ def _endpoint(summary: Summary, content: dict[str, Any]) -> list[pages.Section]:
         return []
     address = pages.Section("Endpoint", pages.facts(endpoint) + pages.commands(commands(endpoint)))
     return [address, *(sections(test) if test else [])]
+
+
+def _slurm(summary: Summary, content: dict[str, Any]) -> list[pages.Section]:
+    slurm = content.get("slurm")
+    if not slurm or not slurm["steps"]:
+        return []
+    heads = ("job", "state", "nodes", "elapsed", "waited", "node-hours", "CPU efficiency", "memory of a node")
+    rows = [{"step": name} | dict(zip(heads, cost.cells(step), strict=True)) for name, step in slurm["steps"].items()]
+    shown = {"node-hours": f"{slurm['node_hours']:.4f}", "waited": cost.duration(sum(step["wait_s"] for step in slurm["steps"].values()))}
+    folder = pages.facts({"run folder": slurm["folder"]})
+    return [pages.Section("Slurm", pages.tiles(shown) + pages.table(rows) + folder)]
 
 
 def _lineage(summary: Summary, content: dict[str, Any]) -> list[pages.Section]:

@@ -38,7 +38,7 @@ def recorded_process(run: str) -> Iterator[None]:
 
 
 def show_status(run: str | None) -> None:
-    """Print the ten latest runs, or one run's steps."""
+    """Print the ten latest runs, or one run's steps: for one on Slurm, with their jobs."""
     start_zenml()
     from zenml.client import Client
 
@@ -50,20 +50,37 @@ def show_status(run: str | None) -> None:
             click.echo(f"{found.name}  {found.status.value}  {_local_time(found.created)}  {found.id}")
         return
     found = _find(run)
+    from cli import slurm_runs
+
+    if connection := slurm_runs.connect(found):
+        slurm_runs.show_status(found, connection)
+        return
     click.echo(f"{found.name}  {found.status.value}  {found.id}")
     for name, step in found.steps.items():
         took = f"{(step.end_time - step.start_time).total_seconds():.1f} s" if step.start_time and step.end_time else ""
         click.echo(f"  {name:<16} {step.status.value:<10} {took}")
 
 
-def show_logs(run: str | None, step: str | None) -> None:
-    """Print the stored logs of a run's steps."""
+def show_logs(run: str | None, step: str | None, *, follow: bool = False) -> None:
+    """Print the logs of a run's steps: Slurm's files where there are any, else what ZenML stored; `follow`: as they grow."""
     start_zenml()
+    from cli import slurm_runs
+
+    found = _find(run)
+    connection = slurm_runs.connect(found)
+    if connection is None and follow and not found.status.is_finished:
+        raise ConfigError(f"run {found.name} is not on a cluster: its log is at the terminal that started it")
+    if connection and follow and not found.status.is_finished:
+        slurm_runs.follow_logs(found, connection, step)
+    elif connection is None or not slurm_runs.print_logs(found, connection, step):
+        _print_stored_logs(found, step)
+
+
+def _print_stored_logs(found: PipelineRunResponse, step: str | None) -> None:
     from zenml.artifacts.utils import instantiate_artifact_store
     from zenml.client import Client
     from zenml.log_stores.artifact.artifact_log_store import ArtifactLogStore
 
-    found = _find(run)
     if step and step not in found.steps:
         raise ConfigError(f"run {found.name} has no step '{step}' (steps: {', '.join(found.steps)})")
     for name, step_run in found.steps.items():
@@ -76,25 +93,48 @@ def show_logs(run: str | None, step: str | None) -> None:
                     click.echo(entry.message)
 
 
-def stop_run(run: str | None) -> None:
-    """Send SIGTERM to the process that runs `run`; it saves what it has and ends."""
+def stop_run(run: str | None, *, now: bool = False) -> None:
+    """Stop `run`, or what runs on this machine, else the latest run on Slurm; it saves what it has and ends. `now`: without saving."""
+    if _stop_process(run, now=now):
+        return
+    start_zenml()
+    from cli import slurm_runs
+
+    found = _find(run) if run else _latest_on_slurm()
+    if found and (connection := slurm_runs.connect(found)):
+        slurm_runs.stop(found, connection, now=now)
+        return
+    if found and _stop_process(found.name, now=now):
+        return
+    raise ConfigError(f"run {run} is not running on this machine" if run else "nothing is running on this machine")
+
+
+def _stop_process(run: str | None, *, now: bool) -> bool:
+    """Signal the process on this machine that runs `run` (None: the latest one); False where there is none."""
     found = sorted(_processes().glob("*.json"), key=lambda note: note.stat().st_mtime) if _processes().is_dir() else []
-    notes = [note for note in found if run is None or note.stem == run]
-    if not notes and run is not None:
-        start_zenml()
-        notes = [note for note in found if note.stem == _find(run).name]
-    for note in reversed(notes):
+    for note in reversed([note for note in found if run is None or note.stem == run]):
         content = json.loads(note.read_text(encoding="utf-8"))
         try:
             process = psutil.Process(content["pid"])
             if abs(process.create_time() - content["created"]) < 1:
-                process.send_signal(signal.SIGTERM)
-                click.echo(f"asked run {note.stem} (process {process.pid}) to stop; the same command started again goes on from there")
-                return
+                process.send_signal(signal.SIGKILL if now else signal.SIGTERM)
+                what = f"killed run {note.stem}" if now else f"asked run {note.stem} (process {process.pid}) to stop"
+                click.echo(f"{what}; the same command started again goes on from there")
+                return True
         except psutil.NoSuchProcess:
             pass
         note.unlink(missing_ok=True)  # left by a process that was killed
-    raise ConfigError(f"run {run} is not running on this machine" if run else "nothing is running on this machine")
+    return False
+
+
+def _latest_on_slurm() -> PipelineRunResponse | None:
+    """The newest of the latest runs that has jobs on a cluster and has not ended."""
+    from zenml.client import Client
+
+    from cli import slurm_runs
+
+    latest = Client().list_pipeline_runs(sort_by="desc:created", size=20, hydrate=True).items
+    return next((run for run in latest if not run.status.is_finished and slurm_runs.connect(run)), None)
 
 
 def _processes() -> Path:

@@ -15,6 +15,8 @@ from hls_foundry.home import REPOSITORY
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
+    from cli.cost import SlurmRecord
+
 RUN = f"{'.venv/bin/python' if Path(sys.prefix) == REPOSITORY / '.venv' else 'python'} run.py"
 """The command line as it is typed in the repository."""
 
@@ -34,6 +36,7 @@ class Summary:
         self.timings: dict[str, float] = {}
         self.artifacts: dict[str, Any] = {}
         self.report: Path | None = None
+        self.slurm: list[SlurmRecord] = []
 
     @property
     def exit_code(self) -> int:
@@ -43,8 +46,10 @@ class Summary:
         return 2 if isinstance(self.problem, FoundryError) else 1
 
     def add(self, pipeline: str, run: PipelineRunResponse) -> None:
-        """Take over what `run` made; a step that did not get that far leaves nothing."""
+        """Take over what `run` made; a step that did not get that far leaves nothing. A run on Slurm that failed fails the command."""
         from zenml.utils.dashboard_utils import get_run_url
+
+        from cli import cost
 
         self.runs.append({"pipeline": pipeline, "name": run.name, "id": str(run.id), "url": get_run_url(run), "status": run.status.value})
         for name, step in run.steps.items():
@@ -55,19 +60,27 @@ class Summary:
             if step.status.is_successful:
                 for outputs in step.outputs.values():
                     self.artifacts.update({output.name: output.load() for output in outputs if output.name not in LARGE})
+        if record := cost.slurm_record(run):
+            self.slurm.append(record)
+            if failed := cost.failure(run, record):
+                self.failed_step, problem = failed
+                self.fail(problem)
 
     def fail(self, problem: Exception) -> None:
-        """The command failed for this reason."""
-        self.status, self.problem = "failed", problem
+        """The command failed for this reason; one that is known already, from nearer to where it went wrong, stays."""
+        self.status, self.problem = "failed", self.problem or problem
 
     def as_json(self) -> dict[str, Any]:
         """The summary of design.md; blocks whose step did not run are left out."""
+        from cli import cost
+
         blocks = {
             "data": self._data(),
             "metrics": self._metrics(),
             "model": self._model(),
             "endpoint": self._endpoint(),
             "inference_test": self._test(),
+            "slurm": cost.merged(self.slurm),
         }
         summary = {"status": self.status, "stack": self.stack, "task": self.task, "runs": self.runs}
         summary |= {name: block for name, block in blocks.items() if block is not None}
@@ -137,6 +150,8 @@ def write(summary: Summary, json_file: Path | None) -> None:
 
 def lines(summary: Summary) -> list[str]:
     """The summary as a person reads it."""
+    from cli import cost
+
     content = summary.as_json()
     out = [""]
     if data := content.get("data"):
@@ -155,6 +170,8 @@ def lines(summary: Summary) -> list[str]:
             f"endpoint    {test['requests']} requests, {test['errors']} errors, agreement {test['agreement']:.6f}, "
             f"p50 {test['p50_ms']:.0f} ms, p95 {test['p95_ms']:.0f} ms"
         )
+    if slurm := content.get("slurm"):
+        out += cost.lines(slurm)
     if summary.report:
         out.append(f"report      {summary.report}")
     if endpoint := content.get("endpoint"):
@@ -168,6 +185,8 @@ def lines(summary: Summary) -> list[str]:
         run = summary.runs[-1]["name"] if summary.runs else ""
         out += ["", click.style(f"error{where}: {summary.problem}", fg="red")]
         out += [f"  its log: {RUN} logs {run}" + (f" --step {summary.failed_step}" if summary.failed_step else "")] if run else []
+        if summary.slurm and summary.failed_step:
+            out += [f"  {line}" for line in cost.advice(summary.slurm[-1], summary.failed_step, summary.stack, str(summary.problem))]
     return out
 
 
