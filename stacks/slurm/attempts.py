@@ -66,10 +66,12 @@ class StepState:
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
-    def close_run_without_end(self) -> None:
-        """The last run's supervisor was killed: that run ended when it was last seen."""
-        if self.runs and self.runs[-1].ended is None:
-            self.runs[-1].ended = self.runs[-1].last_seen
+    def close_run_without_end(self) -> bool:
+        """Where the last run's supervisor was killed: that run ended when it was last seen. Returns whether it was."""
+        if not self.runs or self.runs[-1].ended is not None:
+            return False
+        self.runs[-1].ended = self.runs[-1].last_seen
+        return True
 
     @property
     def reenters(self) -> bool:

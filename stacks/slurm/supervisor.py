@@ -78,10 +78,11 @@ class Supervisor:
             log(f"step {self.name}: {self.state.outcome} already{f' ({self.state.reason})' if self.state.reason else ''}, nothing to do")
             return 0 if self.state.outcome == COMPLETED else 1
         self.state.restarts = self.own.restart
-        self.state.close_run_without_end()
+        killed = self.state.close_run_without_end()
         self.state.outcome, self.state.reason = None, ""
         self._save(first=True)
-        if not self._submission_complete():
+        # A start without an end may live on where slurmd died or the network broke: it sees that write, and gives way, in this time.
+        if (killed and not self._wait(self.patience.sample + 1)) or not self._submission_complete():
             return self._stop_before_start() if self.watch.warned or self.watch.terminated else self._submission_interrupted()
         if self._stopping():
             return self._finish(STOPPED, "the run was stopped")
