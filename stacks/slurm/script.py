@@ -156,7 +156,7 @@ def _body(job: JobScript) -> str:
         # Modules and activation scripts read variables that are not set, and test for failures that are none.
         *(modules if settings.modules else []),
         "set -eo pipefail",
-        """trap 'echo "job script on $(hostname): line $LINENO failed with exit code $?" >&2' ERR""",
+        """trap 'give_up "line $LINENO failed with exit code $?"' ERR""",
         # eval: a quote or a here-document that a line leaves open ends with that line.
         *(f"eval {shlex.quote(line)}" for line in settings.setup),
         *_exports(settings.environment),

@@ -158,10 +158,10 @@ def test_many_files_of_data_are_refused_with_the_folder_that_holds_them(tree: Pa
     for number in range(6):
         with (tree / "chips" / f"{number}.bin").open("wb") as file:
             file.truncate(freezing.LARGEST_FILE - 1)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(SlurmError, match=r"300 of its 300 MB are in chips"):
         freeze(tree)
-    assert time.perf_counter() - started < 1  # refused before anything is read
+    assert time.process_time() - started < 0.2  # refused before anything is read
 
 
 def test_submodules_and_checkouts_within_the_tree_come_along(tree: Path, tmp_path: Path) -> None:
@@ -266,10 +266,11 @@ def test_a_file_that_cannot_be_read_is_named(tree: Path, monkeypatch: pytest.Mon
 
 
 def test_this_repository_is_frozen_in_a_moment() -> None:
-    times = []
+    """In CPU time, that of Git included: the wall's depends on what else the machine does."""
+    spent = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = sum(os.times()[:4])
         frozen = freeze(ROOT)
-        times.append(time.perf_counter() - started)
+        spent.append(sum(os.times()[:4]) - before)
     assert {"run.py", "stacks/slurm/freeze.py", ".revision"} <= names(frozen)
-    assert min(times) < 0.3, times
+    assert min(spent) < 0.3, spent
