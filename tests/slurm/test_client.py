@@ -18,8 +18,9 @@ from stacks.slurm.rehearsal import PROGRAMS, Cluster
 from stacks.slurm.rehearsal_config import Shape
 from stacks.slurm.rehearsal_processes import missing_programs
 from stacks.slurm.states import JobState
-from stacks.slurm.transport import Completed, LocalTransport
+from stacks.slurm.transport import Completed, LocalTransport, SSHTransport
 from tests.conftest import missing
+from tests.slurm.sshd import running_sshd
 
 Run = Callable[[Sequence[str]], Completed]
 
@@ -259,6 +260,20 @@ def test_a_request_that_arrives_late_does_not_become_a_second_job(slurm: Slurm, 
     assert marked(transport) == [job]
     assert slurm.jobs([job])[job].reason != "JobHeldUser"
     slurm.cancel([job])
+
+
+def test_the_same_works_on_a_login_node_over_ssh(
+    cluster: Cluster, script: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("sshd")
+    with running_sshd(folder) as server, SSHTransport(server.login, server.options(), cluster.environment) as transport:
+        slurm = Slurm(transport)
+        job = slurm.submit(script("exit 4", "--comment='over ssh; $HOME'"))
+        found = wait(slurm, [job], finished)[job]
+        assert (found.state, found.exit_code, found.comment) == (JobState.FAILED, 4, "over ssh; $HOME")
+        with pytest.raises(SlurmError, match="time = soon"):
+            slurm.submit(script("true", "--time=soon"))  # sbatch ends with 255 here, as ssh does when it fails
+        assert [node.name for node in slurm.nodes()] == ["n1", "n2"]
 
 
 def test_the_cluster_is_described(slurm: Slurm) -> None:
