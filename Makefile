@@ -30,9 +30,17 @@ lint: install  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-system:  ## what some tests need from Debian (as root): Chromium
+# Debian starts and enables what it installs: neither is wanted of Slurm, munge and sshd, which the tests start themselves.
+SYSTEM := chromium slurm-wlm munge openssh-server openssh-client iproute2
+DAEMONS := munge slurmctld slurmd ssh
+
+system:  ## what some tests need from Debian (as root): Chromium, Slurm, OpenSSH
 	apt-get update -qq
-	apt-get install -y -qq --no-install-recommends chromium
+	@policy=/usr/sbin/policy-rc.d; new=; \
+	for unit in $(DAEMONS); do systemctl is-enabled --quiet $$unit 2>/dev/null || new="$$new $$unit"; done; \
+	test -e $$policy || { trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' > $$policy && chmod 755 $$policy; }; \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM) || exit 1; \
+	if test -d /run/systemd/system; then for unit in $$new; do systemctl disable --quiet $$unit || true; done; fi
 
 lock: install  ## resolve pyproject.toml again into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate \

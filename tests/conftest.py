@@ -12,6 +12,7 @@ import pytest
 
 from stacks.slurm.rehearsal import PROGRAMS, Cluster
 from stacks.slurm.rehearsal_config import default_shape
+from stacks.slurm.rehearsal_network import can_name_hosts
 from stacks.slurm.rehearsal_processes import missing_programs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,8 +61,8 @@ def make_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
     started: list[Cluster] = []
 
     def make(**shape: Any) -> Cluster:
-        if shape.get("network") == "isolated" and (os.geteuid() != 0 or missing_programs(["ip", "nsenter"])):
-            missing("network namespaces need root and iproute2")
+        if shape.get("network") == "isolated" and (os.geteuid() != 0 or missing_programs(["ip", "nsenter"]) or not can_name_hosts()):
+            missing("network namespaces need root, its right to make them, and iproute2")
         started.append(Cluster(tmp_path_factory.mktemp("slurm"), default_shape(**{"nodes": 2, "cpus": 4, **shape})))
         started[-1].up()
         return started[-1]

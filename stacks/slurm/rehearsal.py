@@ -23,10 +23,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from hls_foundry.errors import SlurmError
 from stacks.slurm.rehearsal_config import Layout, Shape, hosts_file, local_address, slurm_conf
-from stacks.slurm.rehearsal_daemons import Daemons, make_folder
+from stacks.slurm.rehearsal_daemons import Daemons, make_folder, new_folder
 from stacks.slurm.rehearsal_network import NodeNetwork, can_name_hosts
 from stacks.slurm.rehearsal_ports import free_ports
 from stacks.slurm.rehearsal_processes import daemons_of, end, job_processes_of, missing_programs, run, search_path, wait_until
@@ -35,6 +36,7 @@ from stacks.slurm.rehearsal_record import Record, read_record, write_record
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 READY_S = 20.0
 CANCEL_S = 5.0
+LOCK_S = 3.0
 PORT_ATTEMPTS = 3
 READY_STATES = ("idle", "mixed", "allocated")
 Say = Callable[[str], None]
@@ -160,10 +162,11 @@ class Cluster:
         return replace(shape, network="none")
 
     def _start(self, shape: Shape) -> None:
-        folder = make_folder()
+        folder = new_folder()
         record = Record(str(folder), shape, secrets.token_hex(3), datetime.now(UTC).isoformat(timespec="seconds"))
         try:
-            write_record(self.home, record)  # from here on a killed start is found by the next up or down
+            write_record(self.home, record)  # first: a start that is killed is found by the next up or down
+            make_folder(folder)
             if shape.network == "isolated":
                 network = NodeNetwork.choose(record.identity)
                 record = replace(record, subnet=network.subnet)
@@ -272,6 +275,8 @@ class Cluster:
         if record.subnet:
             self._network_of(record).remove()
         shutil.rmtree(folder, ignore_errors=True)
+        end(daemons_of(folder))  # one that an interrupted start had just begun; no other can begin without the folder
+        shutil.rmtree(folder, ignore_errors=True)
         (self.home / "cluster.json").unlink(missing_ok=True)
 
     def _keep_logs(self, folder: Path) -> Path:
@@ -305,11 +310,18 @@ class Cluster:
         except OSError as error:
             raise SlurmError(f"{self.home} cannot be written ({error.strerror}): set HLS_FOUNDRY_HOME to a folder that can") from None
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SlurmError(f"another cluster up or down is at work in {self.home}: wait for its end") from None
+            # A start that was killed holds it until the daemon that it was about to start has begun.
+            if not wait_until(lambda: _takes(lock), LOCK_S):
+                raise SlurmError(f"another cluster up or down is at work in {self.home}: wait for its end")
             yield
+
+
+def _takes(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _network_programs(shape: Shape) -> tuple[str, ...]:

@@ -142,14 +142,15 @@ def slurm_conf(shape: Shape, layout: Layout) -> str:
     }
     if layout.controller.startswith("127."):
         # Listen on the loopback only. Slurm takes the address that the host's name has, so the controller's must be that one.
-        settings["CommunicationParameters"] = "NoCtldInAddrAny,NoInAddrAny"
+        # Not so with names: an srun in a job would listen at its node's address, while its peers answer to 127.0.0.1, where it calls from.
+        settings["CommunicationParameters"] = "NoCtldInAddrAny" if shape.network == "hosts" else "NoCtldInAddrAny,NoInAddrAny"
     lines = [f"{name}={value}" for name, value in {**settings, **shape.settings}.items()]
     gres = f" Gres=gpu:rehearsal:{shape.gpus}" if shape.gpus else ""
     lines.append(f"NodeName=DEFAULT CPUs={shape.cpus} RealMemory={shape.memory_mb}{gres} State=UNKNOWN")
     lines += [f"NodeName={n} NodeHostname={layout.host} NodeAddr={layout.addresses[n]} Port={layout.ports[n]}" for n in shape.names]
     lines += [
         "PartitionName=DEFAULT Nodes=ALL MaxTime=INFINITE State=UP",
-        "PartitionName=batch Default=YES PriorityTier=1 GraceTime=10",
+        "PartitionName=batch Default=YES PriorityTier=1 GraceTime=15",
         "PartitionName=urgent PriorityTier=10 PreemptMode=OFF",
     ]
     return "\n".join(lines) + "\n"

@@ -15,6 +15,7 @@ from hls_foundry.errors import SlurmError
 from stacks.slurm.rehearsal_config import Shape, gres_conf
 from stacks.slurm.rehearsal_network import NodeNetwork
 from stacks.slurm.rehearsal_processes import Process, end, run, wait_until
+from stacks.slurm.rehearsal_record import FOLDER_PREFIX
 
 PRIVATE, TRAVERSABLE, READABLE = 0o700, 0o711, 0o755
 FOLDERS = {"etc": READABLE, "log": READABLE, "run": READABLE, "munge": READABLE, "spool": READABLE, "dev": READABLE,
@@ -25,20 +26,28 @@ PID_FILE_S = 5.0
 AS_NODE = 'mount --bind "$1" /etc/hosts && hostname "$2" && exec slurmd -N "$2"'
 
 
-def make_folder() -> Path:
-    """A new private folder for a cluster; other users may pass through it to the socket and slurm.conf. Raises SlurmError."""
+def new_folder() -> Path:
+    """The path of a private folder for a cluster, which is not there yet. Raises SlurmError where it would be too long."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix="hls-slurm-")).resolve()
-    except OSError as error:
-        raise SlurmError(f"no folder for the cluster under {tempfile.gettempdir()} ({error.strerror}): set TMPDIR to another") from None
+        above = Path(tempfile.gettempdir()).resolve()
+    except FileNotFoundError:
+        raise SlurmError("no folder for temporary files can be written: set TMPDIR to one") from None
+    folder = above / f"{FOLDER_PREFIX}{secrets.token_hex(6)}"
     if len(str(folder)) > LONGEST_FOLDER:
-        folder.rmdir()
-        raise SlurmError(f"{folder.parent} is too long a path for the cluster's sockets: set TMPDIR to a shorter one, such as /tmp")
-    folder.chmod(TRAVERSABLE)
-    for name, mode in FOLDERS.items():
-        (folder / name).mkdir()
-        (folder / name).chmod(mode)
+        raise SlurmError(f"{above} is too long a path for the cluster's sockets: set TMPDIR to a shorter one, such as /tmp")
     return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder and what is in it; other users may pass through it to the socket and slurm.conf. Raises SlurmError."""
+    try:
+        folder.mkdir(mode=PRIVATE)
+        for name, mode in FOLDERS.items():
+            (folder / name).mkdir()
+            (folder / name).chmod(mode)
+        folder.chmod(TRAVERSABLE)
+    except OSError as error:
+        raise SlurmError(f"no folder for the cluster under {folder.parent} ({error.strerror}): set TMPDIR to another") from None
 
 
 class Daemons:

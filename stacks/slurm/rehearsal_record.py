@@ -13,6 +13,7 @@ from stacks.slurm.rehearsal_config import Shape
 from stacks.slurm.rehearsal_processes import Process
 
 SCHEMA = 1
+FOLDER_PREFIX = "hls-slurm-"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ def read_record(folder: Path) -> Record | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         held = {name: content[name] for name in ("folder", "identity", "started", "subnet", "addresses", "complete")}
+        if not Path(held["folder"]).name.startswith(FOLDER_PREFIX):  # down deletes it
+            raise ValueError(held["folder"])
         processes = {name: Process(**process) for name, process in content["processes"].items()}
         return Record(**held, shape=Shape(**content["shape"]), processes=processes)
     except FileNotFoundError:
