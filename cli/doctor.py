@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import psutil
 
+from cli.packages import differences
 from hls_foundry.errors import FoundryError
 from hls_foundry.home import REPOSITORY, foundry_home
+
+if TYPE_CHECKING:
+    from stacks.definition import StackDefinition
 
 FREE_GIB, MEMORY_GIB = 5, 3
 
@@ -28,17 +34,35 @@ class Check:
     remedy: str = ""
 
 
-def check_stack(stack: str, task: str | None, configs: Path) -> list[Check]:
-    """All checks of `stack` with the configuration of `task`, cheap ones first."""
-    return [_python(), _packages(), _memory(), _disk(), _configuration(task, configs), _stack(stack), _zenml(stack), _accelerator()]
+def check_stack(
+    stack: str, task: str | None, configs: Path, *, site: str | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[Check]:
+    """All checks of `stack` (on `site`) with the configuration of `task`, cheap ones first, each as soon as it is known.
+
+    `environment` fills the stack file's variables; None is this process's.
+    """
+    yield from (_python(), _packages(), _memory(), _disk())
+    definition, check = _stack(stack, site, os.environ if environment is None else environment)
+    yield _configuration(task, configs, definition)
+    yield check
+    if definition is not None:
+        yield _zenml(definition)
+    yield _accelerator()
+    if definition is not None and any(part.flavor == "slurm" for part in definition.components):
+        from cli.doctor_hpc import check_cluster
+
+        for finding in check_cluster(definition, lambda line: click.echo(f"     {line}", err=True)):
+            yield Check(finding.name, finding.passed, finding.found, finding.remedy)
 
 
-def print_checks(checks: list[Check]) -> bool:
-    """Print one line a check; True when all passed."""
+def print_checks(checks: Iterable[Check]) -> bool:
+    """Print one line a check as they come; True when all passed."""
+    passed = True
     for check in checks:
+        passed = passed and check.passed
         mark = click.style("ok  ", fg="green") if check.passed else click.style("FAIL", fg="red")
         click.echo(f"{mark} {check.name:<14} {check.found}" + ("" if check.passed else f": {check.remedy}"))
-    return all(check.passed for check in checks)
+    return passed
 
 
 def _python() -> Check:
@@ -47,17 +71,7 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    wrong = []
-    for line in (REPOSITORY / "requirements.lock").read_text(encoding="utf-8").splitlines():
-        name, pinned, version = line.partition("==")
-        if not pinned or line.startswith(("#", " ")):
-            continue
-        try:
-            installed = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            installed = "missing"
-        if installed.split("+")[0] != version.split(" ")[0]:
-            wrong.append(f"{name} {installed} instead of {version}")
+    wrong = differences()
     found = f"{len(wrong)} differ from requirements.lock ({', '.join(wrong[:3])})" if wrong else "as in requirements.lock"
     return Check("packages", not wrong, found, "make install")
 
@@ -77,39 +91,40 @@ def _disk() -> Check:
     return Check("home", writable and free >= FREE_GIB, f"{foundry_home()}, {free:.0f} GiB free", remedy)
 
 
-def _configuration(task: str | None, configs: Path) -> Check:
+def _configuration(task: str | None, configs: Path, definition: StackDefinition | None) -> Check:
     from hls_foundry.config import load_config
 
     try:
-        config = load_config(configs, task=task)
+        config = load_config(configs, task=task, overrides=() if definition is None else definition.config_overrides())
     except FoundryError as error:
         return Check("configuration", False, "not usable", str(error))
     return Check("configuration", True, f"task {config.task.name}, {config.model.variant}, chips from {config.data.source}")
 
 
-def _stack(stack: str) -> Check:
+def _stack(stack: str, site: str | None, environment: Mapping[str, str]) -> tuple[StackDefinition | None, Check]:
     from stacks.definition import load_stack
 
     try:
-        definition = load_stack(stack, os.environ)
+        definition = load_stack(stack, environment, site=site)
     except FoundryError as error:
-        return Check("stack", False, "not usable", str(error))
-    return Check("stack", True, f"{definition.file.relative_to(REPOSITORY)}, publishes to {definition.publish.folder}")
+        return None, Check("stack", False, "not usable", str(error))
+    files = " and ".join(str(file.relative_to(REPOSITORY)) for file in (definition.file, definition.site_file) if file is not None)
+    return definition, Check("stack", True, f"{files}, publishes to {definition.publish.folder}")
 
 
-def _zenml(stack: str) -> Check:
+def _zenml(definition: StackDefinition) -> Check:
     from cli.session import start_zenml
-    from stacks.definition import load_stack
-
-    start_zenml()
-    from zenml.client import Client
-    from zenml.stack import Stack
-
-    from stacks.registry import register_stack
 
     try:
-        Stack.from_model(register_stack(load_stack(stack, os.environ))).validate()
-        return Check("zenml", True, f"{metadata.version('zenml')}, store {Client().zen_store.url}, stack hls-{stack} registered")
+        start_zenml()
+        from zenml.client import Client
+        from zenml.stack import Stack
+
+        from stacks.registry import register_stack, stack_name
+
+        Stack.from_model(register_stack(definition)).validate()
+        found = f"{metadata.version('zenml')}, store {Client().zen_store.url}, stack {stack_name(definition)} registered"
+        return Check("zenml", True, found)
     except FoundryError as error:
         return Check("zenml", False, "not registered", str(error))
     except Exception as error:  # whatever ZenML or its store says is the finding

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from hls_foundry.errors import ConfigError, FoundryError, Preempted
 from hls_foundry.home import REPOSITORY
@@ -43,12 +44,25 @@ def _open_store() -> None:
     """Open ZenML's store, which creates it at first use. A signal in those seconds would leave a database that nothing can open."""
     from zenml.client import Client
 
+    _check_server()
     try:
         with deferred_signals():
             _ = Client().zen_store
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"ZenML's store cannot be opened ({reason}): set ZENML_CONFIG_PATH to another folder, or mend it") from None
+
+
+def _check_server() -> None:
+    """Of a store that is a server: one line at once about a wrong URL or key, on which ZenML's own client is silent for half a minute."""
+    url, key = os.environ.get("ZENML_STORE_URL", ""), os.environ.get("ZENML_STORE_API_KEY", "")
+    if not url or url.startswith("sqlite:"):
+        return
+    from stacks.slurm.store import check_store
+
+    for finding in check_store(url, Path(), key):
+        if not finding.passed and (key or finding.name != "store key"):  # without a key, a login by hand may do
+            raise ConfigError(f"ZenML's {finding.name}: {finding.found}: {finding.remedy}")
 
 
 @contextmanager
