@@ -56,7 +56,7 @@ def _open_store() -> None:
 def _check_server() -> None:
     """Of a store that is a server: one line at once about a wrong URL or key, on which ZenML's own client is silent for half a minute."""
     url, key = os.environ.get("ZENML_STORE_URL", ""), os.environ.get("ZENML_STORE_API_KEY", "")
-    if not url or url.startswith("sqlite:"):
+    if not url or url.startswith(("sqlite:", "mysql:")):
         return
     from stacks.slurm.store import check_store
 

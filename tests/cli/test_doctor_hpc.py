@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hls_foundry.errors import ConfigError
 from stacks.definition import StackDefinition, load_stack
 from stacks.slurm.client import Slurm
 from stacks.slurm.findings import Finding
+from stacks.slurm.probe import Probe
 from stacks.slurm.rehearsal import Cluster
 from stacks.slurm.transport import LocalTransport
 from tests.conftest import missing
@@ -108,6 +109,18 @@ def test_a_store_that_the_node_does_not_reach_is_named(
         found = doctor(stack())
     assert failed(found) == ["store", "node store"]
     assert "Connection refused" in found["node store"].found
+
+
+def test_a_lock_that_the_node_does_not_notice_is_found(
+    doctor: Doctor, stack: Callable[..., StackDefinition], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A database that nobody has locked looks to the node as a locked one does on a file system whose locks end at the node."""
+    with closing(sqlite3.connect(tmp_path / "free.db")) as connection:
+        connection.execute("CREATE TABLE held (one INTEGER)")
+    monkeypatch.setattr(Probe, "_held_lock", lambda self: nullcontext(str(tmp_path / "free.db")))
+    found = doctor(stack())
+    assert failed(found) == ["node locks"]
+    assert "do not hold between this machine and the node (granted)" in found["node locks"].found
 
 
 def test_a_probe_that_cannot_start_python_shows_its_log(doctor: Doctor, stack: Callable[..., StackDefinition]) -> None:
