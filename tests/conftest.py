@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,28 +51,45 @@ def chromium() -> str:
 def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A Slurm cluster of two nodes for all tests that leave it whole; one a pytest-xdist worker."""
     _need_slurm()
-    cluster = Cluster(tmp_path_factory.mktemp("slurm"), default_shape(nodes=2, cpus=4))
-    cluster.up()
-    yield cluster
-    cluster.down()
+    with _running(Cluster(tmp_path_factory.mktemp("slurm"), default_shape(nodes=2, cpus=4))) as cluster:
+        yield cluster
 
 
 @pytest.fixture
 def make_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cluster]]:
     """Start a cluster of its own for a test that breaks it; arguments are those of stacks.slurm.rehearsal_config.Shape, all optional."""
     _need_slurm()
-    started: list[Cluster] = []
+    with ExitStack() as running:
 
-    def make(**shape: Any) -> Cluster:
-        if shape.get("network") == "isolated" and (os.geteuid() != 0 or missing_programs(["ip", "nsenter"]) or not can_name_hosts()):
-            missing("network namespaces need root, its right to make them, and iproute2")
-        started.append(Cluster(tmp_path_factory.mktemp("slurm"), default_shape(**{"nodes": 2, "cpus": 4, **shape})))
-        started[-1].up()
-        return started[-1]
+        def make(**shape: Any) -> Cluster:
+            if shape.get("network") == "isolated" and (os.geteuid() != 0 or missing_programs(["ip", "nsenter"]) or not can_name_hosts()):
+                missing("network namespaces need root, its right to make them, and iproute2")
+            cluster = Cluster(tmp_path_factory.mktemp("slurm"), default_shape(**{"nodes": 2, "cpus": 4, **shape}))
+            return running.enter_context(_running(cluster))
 
-    yield make
-    for cluster in started:
-        cluster.down()
+        yield make
+
+
+# Waits for the end of its standard input, which comes with that of the tests, however they end.
+TAKE_DOWN = """
+import sys; sys.path.insert(0, sys.argv[1]); sys.stdin.read()
+from pathlib import Path
+from stacks.slurm.rehearsal import Cluster
+from stacks.slurm.rehearsal_config import default_shape
+Cluster(Path(sys.argv[2]), default_shape()).down()
+"""
+
+
+@contextmanager
+def _running(cluster: Cluster) -> Iterator[Cluster]:
+    """Up for as long as the body runs; taken down as well where pytest is killed."""
+    command = [sys.executable, "-c", TAKE_DOWN, str(ROOT), str(cluster.home.parent)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):  # its end waits for that of the process
+        try:
+            cluster.up()
+            yield cluster
+        finally:
+            cluster.down()
 
 
 def _need_slurm() -> None:
