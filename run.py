@@ -20,6 +20,7 @@ DEFAULT_PIPELINE = {"local": "all", "hpc": "train", "aws": "deploy"}
 EXIT_USER, EXIT_INTERRUPTED, EXIT_PREEMPTED = 2, 130, 85
 
 stack_option = click.option("--stack", default="local", show_default=True, help="stacks/NAME.yaml: where it runs.")
+site_option = click.option("--site", help="stacks/sites/NAME.yaml: which cluster.  [default: rehearsal where it is up, else cpu]")
 
 
 def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,6 +47,7 @@ def _fail(line: str, code: int) -> None:
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @stack_option
+@site_option
 @click.option("--task", help="burn_scars or flood (configs/NAME.yaml).  [default: burn_scars]")
 @click.option("--pipeline", type=click.Choice(["train", "deploy", "all"]), help="[default: all on local, train on hpc, deploy on aws]")
 @click.option(
@@ -55,12 +57,14 @@ def _fail(line: str, code: int) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. training.epochs=20; may be repeated.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the summary to FILE as well ('-': standard output).")
 @click.option("--no-cache", is_flag=True, help="Run every step again.")
+@click.option("--detach", is_flag=True, help="On a cluster: return after submission.")
 @click.option("--dry-run", is_flag=True, help="Check configuration, stack and source, say what would run, and stop.")
 @click.pass_context
 @user_errors
 def main(
     context: click.Context,
     stack: str,
+    site: str | None,
     task: str | None,
     pipeline: str | None,
     config: Path | None,
@@ -68,6 +72,7 @@ def main(
     overrides: tuple[str, ...],
     json_file: Path | None,
     no_cache: bool,
+    detach: bool,
     dry_run: bool,
 ) -> None:
     """Labelled HLS chips in, tested endpoint out.
@@ -79,7 +84,8 @@ def main(
     from hls_foundry.config import load_config
     from stacks.definition import load_stack
 
-    definition = load_stack(stack, os.environ)
+    definition = load_stack(stack, _environment(stack), site=site)
+    overrides = (*definition.config_overrides(), *overrides)
     settings = load_config(CONFIGS, task=task, file=config, overrides=overrides, source=data)
     chosen = pipeline or DEFAULT_PIPELINE.get(stack, "all")
     if dry_run:
@@ -93,16 +99,26 @@ def main(
     from cli.execute import execute
     from cli.summary import write
 
-    summary = execute(definition, settings, chosen, use_cache=not no_cache)
-    write(summary, json_file)
-    sys.exit(summary.exit_code)
+    summary = execute(definition, settings, chosen, use_cache=not no_cache, detach=detach)
+    if summary is not None:
+        write(summary, json_file)
+        sys.exit(summary.exit_code)
+
+
+def _environment(stack: str) -> dict[str, str]:
+    if stack != "hpc":
+        return dict(os.environ)
+    from cli.on_slurm import rehearsal_environment
+
+    return rehearsal_environment()
 
 
 @main.command()
 @stack_option
+@site_option
 @click.option("--task", help="The task whose configuration is checked.")
 @user_errors
-def doctor(stack: str, task: str | None) -> None:
+def doctor(stack: str, site: str | None, task: str | None) -> None:
     """Check a stack and say what is missing."""
     from cli.doctor import check_stack, print_checks
 
@@ -187,6 +203,57 @@ def endpoints(delete: str | None) -> None:
         click.echo(endpoint.line())
     if not listed:
         click.echo("no endpoints: python run.py makes one")
+
+
+@main.command()
+@click.option("--task", help="burn_scars or flood (configs/NAME.yaml).  [default: burn_scars]")
+@click.option("--config", type=click.Path(path_type=Path), help="A configuration file.")
+@click.option("--data", metavar="SOURCE", help="s3://BUCKET/PREFIX, hf://OWNER/NAME or synthetic://…")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. model.weights=hf://…; may be repeated.")
+@user_errors
+def fetch(task: str | None, config: Path | None, data: str | None, overrides: tuple[str, ...]) -> None:
+    """Bring chips and weights here, for compute nodes without a network."""
+    from cli.fetch import fetch as fetch_all
+    from hls_foundry.config import load_config
+
+    fetch_all(load_config(CONFIGS, task=task, file=config, overrides=overrides, source=data))
+
+
+@main.group()
+def cluster() -> None:
+    """A real Slurm cluster on this machine, to rehearse --stack hpc."""
+
+
+@cluster.command("up")
+@click.option("--nodes", type=click.IntRange(1, 64), help="Nodes.  [default: 2]")
+@click.option("--cpus", type=click.IntRange(1), help="CPUs of each; may be more than there are.")
+@click.option("--memory", type=click.IntRange(256), help="MB of each.")
+@click.option("--gpus", type=click.IntRange(0, 16), help="Pretended GPUs of each.")
+@click.option("--network", type=click.Choice(["none", "hosts", "isolated"]), help="[default: hosts as root, else none]")
+@user_errors
+def cluster_up(**shape: int | str | None) -> None:
+    """Start it (Debian: needs the packages slurm-wlm and munge)."""
+    from cli.cluster import up
+
+    up(**{name: value for name, value in shape.items() if value is not None})
+
+
+@cluster.command("status")
+@user_errors
+def cluster_status() -> None:
+    """Say whether it is up, and how its nodes are."""
+    from cli.cluster import status as show
+
+    show()
+
+
+@cluster.command("down")
+@user_errors
+def cluster_down() -> None:
+    """Cancel its jobs and stop it."""
+    from cli.cluster import down
+
+    down()
 
 
 @main.command()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.on_slurm import detached, follow, on_slurm, pipeline_options, problem_of
 from cli.report import write_report
 from cli.session import start_zenml
 from cli.summary import Summary
@@ -20,58 +22,86 @@ if TYPE_CHECKING:
     from stacks.definition import StackDefinition
 
 
-def execute(definition: StackDefinition, config: FoundryConfig, pipeline: str, *, use_cache: bool) -> Summary:
-    """Run `pipeline` (train, deploy or all) and return its summary, also where a run failed.
+def execute(definition: StackDefinition, config: FoundryConfig, pipeline: str, *, use_cache: bool, detach: bool = False) -> Summary | None:
+    """Run `pipeline` (train, deploy or all) and return its summary, also where a run failed; None where it goes on without us.
 
     What a user can mend before anything runs raises FoundryError; what goes wrong inside a step ends up in the summary.
     """
     click.echo(f"HLS Foundry: task {config.task.name}, stack {definition.name}, chips from {config.data.source}", err=True)
-    from hls_foundry.chips.sources import resolve_source, source_fingerprint
-    from hls_foundry.home import foundry_home
-
-    # Before ZenML starts: a source that cannot be had is one line, not a failed run.
-    with progress_bar("chips") as progress:
-        resolve_source(config.data.source, config.task, foundry_home() / "data", progress=progress)
-    fingerprint = source_fingerprint(config.data.source, config.task)
+    fingerprint = _fetch(definition, config)
     start_zenml()
     from stacks.registry import register_stack, use_stack
 
     use_stack(register_stack(definition))
     summary = Summary(stack=definition.name, task=config.task.name)
+    run = _Runs(summary, definition, use_cache, detach)
     if pipeline in ("train", "all"):
         from pipelines.train import train_pipeline
 
-        _run(summary, "train", train_pipeline, use_cache, config=config, publishing=definition.publish, source_fingerprint=fingerprint)
-    if pipeline in ("deploy", "all") and summary.status == "completed":
+        run("train", train_pipeline, config=config, publishing=definition.publish, source_fingerprint=fingerprint)
+    if pipeline in ("deploy", "all") and summary.status == "completed" and not run.left_alone:
         if definition.endpoint is None:
             raise FoundryError(f"{definition.file} has no endpoint: add one, or run --pipeline train")
         from pipelines.deploy import deploy_pipeline
 
-        _run(summary, "deploy", deploy_pipeline, use_cache, task=config.task.name, endpoint=definition.endpoint)
+        run("deploy", deploy_pipeline, task=config.task.name, endpoint=definition.endpoint)
+    if run.left_alone:
+        return None
     summary.report = write_report(summary)
     return summary
 
 
-def _run(summary: Summary, name: str, pipeline: Callable[..., Any], use_cache: bool, **parameters: Any) -> None:
-    """Run one pipeline; its result, good or bad, goes into `summary`."""
-    from zenml.client import Client
-    from zenml.enums import ExecutionMode
+def _fetch(definition: StackDefinition, config: FoundryConfig) -> str:
+    """Bring the chips here, before ZenML starts: a source that cannot be had is one line, not a failed run. Returns their fingerprint."""
+    if on_slurm(definition):
+        from cli.fetch import fetch
 
-    from cli.runs import recorded_process
+        fetch(config)  # the weights as well: compute nodes have no network
+    else:
+        from hls_foundry.chips.sources import resolve_source
+        from hls_foundry.home import foundry_home
 
-    run_name = f"{summary.task}-{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    options = {} if use_cache else {"enable_cache": False}
-    configured = pipeline.with_options(run_name=run_name, execution_mode=ExecutionMode.FAIL_FAST, **options)  # type: ignore[attr-defined]
-    problem: Exception | None = None
-    with recorded_process(run_name):
-        try:
-            configured(**parameters)
-        except Preempted:
-            raise
-        except Exception as error:  # a FoundryError says what to do; of a defect, the trace is above and in the run's logs
-            problem = error
-    found = Client().list_pipeline_runs(name=run_name, hydrate=True).items
-    if found:
-        summary.add(name, found[0])
-    if problem is not None:
-        summary.fail(problem)
+        with progress_bar("chips") as progress:
+            resolve_source(config.data.source, config.task, foundry_home() / "data", progress=progress)
+    from hls_foundry.chips.sources import source_fingerprint
+
+    return source_fingerprint(config.data.source, config.task)
+
+
+class _Runs:
+    """Runs one pipeline after the other; what they made, good or bad, goes into the summary."""
+
+    def __init__(self, summary: Summary, definition: StackDefinition, use_cache: bool, detach: bool) -> None:
+        self.summary, self.use_cache, self.detach = summary, use_cache, detach
+        self.definition, self.on_slurm = definition, on_slurm(definition)
+        self.left_alone = False
+
+    def __call__(self, name: str, pipeline: Callable[..., Any], **parameters: Any) -> None:
+        from zenml.client import Client
+        from zenml.enums import ExecutionMode
+
+        from cli.runs import recorded_process
+
+        run_name = f"{self.summary.task}-{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        options: dict[str, Any] = {} if self.use_cache else {"enable_cache": False}
+        if self.on_slurm:
+            options |= pipeline_options(self.definition)
+        configured = pipeline.with_options(run_name=run_name, execution_mode=ExecutionMode.FAIL_FAST, **options)  # type: ignore[attr-defined]
+        problem: Exception | None = None
+        with nullcontext() if self.on_slurm else recorded_process(run_name):
+            try:
+                configured(**parameters)
+            except Preempted:
+                raise
+            except Exception as error:  # a FoundryError says what to do; of a defect, the trace is above and in the run's logs
+                problem = error
+        found = Client().list_pipeline_runs(name=run_name, hydrate=True).items
+        run = found[0] if found else None
+        if run is not None and self.on_slurm and problem is None:
+            run = detached(run) if self.detach else follow(run)
+            self.left_alone = run is None
+            problem = problem_of(run) if run is not None else None
+        if run is not None:
+            self.summary.add(name, run)
+        if problem is not None:
+            self.summary.fail(problem)

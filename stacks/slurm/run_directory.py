@@ -94,6 +94,15 @@ class RunDirectory:
         return StepFolder(self.steps / folder_name(name))
 
     @property
+    def isolated_steps(self) -> PurePosixPath:
+        """Folders of the isolated steps of a dynamic pipeline, each with a plan and jobs of its own."""
+        return self.root / "isolated"
+
+    def isolated(self, step_run: str) -> RunDirectory:
+        """The folder of one step run of a dynamic pipeline; its code is the outer run's."""
+        return RunDirectory(self.isolated_steps / folder_name(step_run))
+
+    @property
     def closing(self) -> StepFolder:
         """The folder of the job that depends on all others and writes the end."""
         return StepFolder(self.root / "closing")

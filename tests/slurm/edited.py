@@ -1,0 +1,3 @@
+"""A module that a test edits while a run is pending."""
+
+VERSION = "as submitted"
