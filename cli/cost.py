@@ -124,8 +124,11 @@ def advice(record: SlurmRecord, step: str, stack: str, said: str) -> list[str]:
     told = record.outcome.steps.get(step) or StepOutcome(zenml="")
     words = told.reason or (f"Slurm job {told.job_id} {told.state}" if told.state else "")
     slurm = [words] if words and words not in said else []
-    killed = told.state == "FAILED" and "memory" in told.reason
-    state = "OUT_OF_MEMORY" if killed else told.state
+    state = told.state
+    if told.zenml == "stopped":
+        state = "CANCELLED"
+    elif state == "FAILED" and "memory" in told.reason:  # where Slurm has no state of its own for it
+        state = "OUT_OF_MEMORY"
     following = NEXT.get(state, MENDED).format(settings=f"settings in stacks/{stack}.yaml")
     return [*slurm, f"its file: {record.log(step)}", f"next: {following}"]
 

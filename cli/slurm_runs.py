@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,19 +85,15 @@ def show_status(run: PipelineRunResponse, connection: Connection) -> None:
 def print_logs(run: PipelineRunResponse, connection: Connection, step: str | None) -> bool:
     """Slurm's log files, which hold everything that the steps' jobs wrote. False where the run's folder is gone."""
     try:
-        directory, plan, submitted = open_run(connection.transport, connection.folder)
+        files = connection.follower().log_files()
     except ConfigError:
         return False
-    names = [*plan.steps, *(name for name in submitted.jobs if name not in plan.steps)]
-    if step and step not in (*names, CLOSING):
-        raise ConfigError(f"run {run.name} has no step '{step}' with a job (steps: {', '.join(names)})")
-    for name in [step] if step else names:
-        folder = directory.step(name) if name in names else directory.closing
+    for name in [_known(run, step, files)] if step else [name for name in files if name != CLOSING]:
         try:
-            content = connection.transport.read(str(folder.log))
+            content = connection.transport.read(files[name])
         except FileNotFoundError:
             continue  # its job has not started
-        click.secho(f"── {name} ({folder.log})", bold=True)
+        click.secho(f"── {name} ({files[name]})", bold=True)
         click.echo(content.decode("utf-8", "replace"), nl=not content.endswith(b"\n"))
     return True
 
@@ -106,8 +103,8 @@ def follow_logs(run: PipelineRunResponse, connection: Connection, step: str | No
     from cli.watch import stream_logs
 
     follower = connection.follower()
-    if step and step not in follower.submitted.jobs:
-        raise ConfigError(f"run {run.name} has no step '{step}' with a job (steps: {', '.join(follower.submitted.jobs)})")
+    if step:
+        _known(run, step, follower.log_files())
     stream_logs(follower, stream=sys.stdout, steps=[step] if step else [])
 
 
@@ -124,9 +121,18 @@ def stop(run: PipelineRunResponse, connection: Connection, *, now: bool) -> None
     follower = connection.follower()
     before = Counter("running" if row.state.value != "PENDING" else "waiting" for row in follower.rows() if not row.state.finished)
     Stack.from_model(run.stack).orchestrator.stop_run(run, graceful=not now)
-    waiting = f"{before['waiting']} waiting jobs cancelled"
-    running = f"{before['running']} running ones {'killed' if now else 'asked to save their state and end'}"
+    some = before["waiting"], before["running"]
+    waiting = f"{some[0]} waiting job{'s' * (some[0] != 1)} cancelled"
+    theirs = "its" if some[1] == 1 else "their"
+    running = f"{some[1]} running one{'s' * (some[1] != 1)} {'killed' if now else f'asked to save {theirs} state and end'}"
     click.echo(f"run {run.name}: {waiting}, {running}; {RUN} status {run.name} shows it end")
+
+
+def _known(run: PipelineRunResponse, step: str, files: Mapping[str, str]) -> str:
+    """`step`, if it is one of those that have a job."""
+    if step not in files:
+        raise ConfigError(f"run {run.name} has no step '{step}' with a job (steps: {', '.join(files)})")
+    return step
 
 
 def _job_ids(run: PipelineRunResponse) -> str:

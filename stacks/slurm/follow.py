@@ -183,6 +183,12 @@ class Follower:
         log.partial = text[cut:]
         return text[:cut]
 
+    def log_files(self) -> dict[str, str]:
+        """Where each step's job writes (the file is there once it has started), and the closing job. Asks the folder, not Slurm."""
+        if self.plan.dynamic:
+            self._find_isolated()
+        return {**{name: place.log for name, place in self._places.items()}, CLOSING: str(self.run.closing.log)}
+
     def partial_line(self, step: str) -> str:
         """The line that `step` is writing and has not ended yet, such as a progress bar."""
         return self._logs[step].partial if step in self._logs else ""

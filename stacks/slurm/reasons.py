@@ -35,6 +35,7 @@ WAITING = {
     "AssocGrpBillingMinutes": "the account's allocation is used up",
 }
 ENDED = {
+    "DependencyNeverSatisfied": "an earlier step did not end well",
     "NonZeroExitCode": "the step failed",
     "TimeLimit": "ran into its time limit",
     "OutOfMemory": "used more memory than it asked for",
@@ -57,6 +58,6 @@ def explain(reason: str, *, restarts: int = 0, finished: bool = False) -> str:
     key = word.split(",")[0].split(":")[0]  # "ReqNodeNotAvail, UnavailableNodes:n2", "RaisedSignal:9(Killed)"
     if key == "BeginTime" and restarts:
         return f"requeued, waits ({word})"
-    said = ENDED.get(key) if finished else None
-    said = said or WAITING.get(key) or next((words for start, words in FAMILIES.items() if key.startswith(start)), None)
+    waits = WAITING.get(key) or next((words for start, words in FAMILIES.items() if key.startswith(start)), None)
+    said = ENDED.get(key) or (waits and "cancelled while it waited") if finished else waits
     return f"{said} ({word})" if said else word

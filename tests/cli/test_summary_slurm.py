@@ -6,14 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stacks.slurm.plan import Outcome, StepOutcome, Submitted
-from tests.slurm.hand_made import HandMadeRun, TinyJob, plan_of, submit
+from tests.slurm.hand_made import plan_of
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"job_id", "state", "nodes", "elapsed_s", "wait_s", "node_hours", "cpu_efficiency", "max_rss_bytes", "restarts"}
@@ -100,7 +101,9 @@ def ended(session: Session, tmp_path_factory: pytest.TempPathFactory) -> tuple[s
     (folder / "jobs.json").write_text(Submitted(jobs={"ingest": 11, "fit": 12}, closing=13).model_dump_json())
     (folder / "outcome.json").write_text(OUTCOME.model_dump_json())
     conf = folder / "slurm.conf"
-    conf.write_text("ClusterName=none\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=9\nMessageTimeout=1\nNodeName=n1\nPartitionName=p Nodes=n1\n")
+    conf.write_text(
+        "ClusterName=none\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=9\nMessageTimeout=1\nNodeName=n1\nPartitionName=p Nodes=n1\n"
+    )
     metadata = {"slurm_folder": str(folder), "slurm_jobs": {"ingest": 11, "fit": 12}, "slurm_closing": 13, "slurm_conf": str(conf)}
     published = {name: step.model_dump(exclude_none=True) for name, step in OUTCOME.steps.items()}
     session.ask("make_run", "ended", {**metadata, "slurm_node_hours": 0.034}, published)
@@ -204,22 +207,46 @@ def test_a_local_run_is_shown_as_before(session: Session) -> None:
 
 
 @pytest.fixture(scope="module")
-def live(session: Session, slurm_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HandMadeRun]:
-    """A run with a step that runs, on a cluster that answers."""
-    steps = {"ingest": TinyJob("echo going on; sleep 60"), "fit": TinyJob("true", after=("ingest",))}
-    run = submit(tmp_path_factory.mktemp("live"), slurm_cluster.environment, steps)
-    metadata = {"slurm_folder": str(run.run.root), "slurm_jobs": run.submitted.jobs, "slurm_closing": run.submitted.closing}
-    session.ask("make_run", "live", {**metadata, "slurm_conf": slurm_cluster.environment["SLURM_CONF"]}, {})
-    yield run
-    run.cancel()
+def live(session: Session, slurm_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name of a run that was really submitted and whose second step runs."""
+    folder = tmp_path_factory.mktemp("live")
+    session.ask("submit", "live", str(folder), slurm_cluster.environment["SLURM_CONF"])
+    until(lambda: "waiting 60" in session.run("logs", "live", "--step", "wait")["out"], "the second step runs")
+    return "live"
 
 
-def test_status_joins_slurms_view_with_zenmls(session: Session, live: HandMadeRun) -> None:
-    answer = session.run("status", "live")
-    assert answer["code"] == 0, answer
-    rows = {line.split()[0]: line for line in answer["out"].splitlines() if line.split()}
-    assert str(live.submitted.jobs["ingest"]) in rows["ingest"]
-    assert "RUNNING" in rows["ingest"]
-    assert "completed" in rows["ingest"], "ZenML's own word beside it"
-    assert "waits for earlier steps (Dependency)" in rows["fit"]
-    assert answer["err"] == ""
+def until(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.5)
+
+
+def table(answer: dict[str, Any]) -> dict[str, str]:
+    """The lines of `status`, by their first word."""
+    return {line.split()[0]: line for line in answer["out"].splitlines() if line.split()}
+
+
+def test_status_joins_slurms_view_with_zenmls_and_stop_ends_the_run(session: Session, live: str) -> None:
+    before = session.run("status", live)
+    assert before["code"] == 0, before
+    assert before["err"] == ""
+    rows = table(before)
+    assert rows[live].split()[1] == "running"
+    assert rows["one"].split()[2:4] == ["COMPLETED", "completed"]
+    assert rows["wait"].split()[2:4] == ["RUNNING", "running"]
+    assert "waits for earlier steps (Dependency)" in rows["add"]
+    stopped = session.run("stop", live)
+    assert stopped["code"] == 0, stopped
+    assert "run live: 1 waiting job cancelled, 1 running one asked to save its state and end" in stopped["out"]
+    until(lambda: table(session.run("status", live))[live].split()[1] == "stopped", "the run has stopped")
+    until(lambda: "wait" in session.ask("summarise", live)["json"]["slurm"]["steps"], "the closing job has written the end")
+    summary = session.ask("summarise", live)
+    assert summary["json"]["status"] == "failed"
+    assert summary["json"]["error"]["step"] == "wait"
+    assert summary["json"]["slurm"]["steps"]["one"]["state"] == "COMPLETED"
+    assert summary["json"]["slurm"]["steps"]["wait"]["state"] in ("CANCELLED", "FAILED")
+    assert summary["json"]["slurm"]["node_hours"] > 0
+    assert "next: start the same command again: steps that are done are not repeated" in "\n".join(summary["lines"])
+    assert "cancelled while it waited" in table(session.run("status", live))["add"]
+    assert session.run("stop", live)["code"] == 2

@@ -52,6 +52,22 @@ def make_run(name: str, metadata: dict[str, Any], steps: dict[str, dict[str, Any
         _publish(run.steps[step_name].id, MetadataResourceTypes.STEP_RUN, {"slurm": values})
 
 
+def submit(name: str, folder: str, slurm_conf: str) -> None:
+    """Submit a run of three steps through the orchestrator; the second one waits."""
+    from hls_foundry.endpoints.settings import PublishSettings
+    from stacks.definition import Component, StackDefinition
+    from stacks.registry import register_stack, use_stack
+    from tests.slurm.pipelines import waiting
+
+    configuration = {"folder": folder, "slurm_conf": slurm_conf, "synchronous": False, "time": "5"}
+    orchestrator = Component(type="orchestrator", flavor="slurm", configuration=configuration)
+    components = (orchestrator, Component(type="artifact_store", flavor="local"))
+    publish = PublishSettings(folder=folder)
+    use_stack(register_stack(StackDefinition(name="test", file=Path(folder), components=components, publish=publish)))
+    settings = {"resources": {"cpu_count": 1, "memory": "700MB"}}
+    waiting.with_options(run_name=name, settings=settings)(60)
+
+
 def _publish(resource: Any, kind: MetadataResourceTypes, values: dict[str, Any]) -> None:
     if values:
         Client().create_run_metadata(metadata=values, resources=[RunMetadataResource(id=resource, type=kind)])
@@ -80,7 +96,7 @@ def main() -> None:
     sys.stdout = sys.stderr  # what is printed on the way must not get between the answers
     for line in sys.stdin:
         name, arguments = json.loads(line)
-        answer = {"make_run": make_run, "summarise": summarise, "invoke": invoke}[name](*arguments)
+        answer = {"make_run": make_run, "submit": submit, "summarise": summarise, "invoke": invoke}[name](*arguments)
         print(json.dumps(answer, default=str), file=replies, flush=True)
 
 

@@ -115,6 +115,7 @@ def test_reasons_are_words_that_keep_slurms_own(reason: str, told: str) -> None:
 
 def test_a_requeued_job_is_told_apart_from_one_that_waits_for_its_time() -> None:
     assert explain("BeginTime", restarts=1) == "requeued, waits (BeginTime)"
+    assert explain("Dependency", finished=True) == "cancelled while it waited (Dependency)"
     assert explain("TimeLimit", finished=True) == "ran into its time limit (TimeLimit)"
 
 
@@ -131,7 +132,9 @@ def test_a_submission_that_was_cut_short_is_one_line(tmp_path: Path) -> None:
 
 def test_a_cluster_that_is_down_is_an_error_and_the_last_view_stays(tmp_path: Path) -> None:
     conf = tmp_path / "slurm.conf"
-    conf.write_text("ClusterName=none\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=9\nMessageTimeout=1\nNodeName=n1\nPartitionName=p Nodes=n1\n")
+    conf.write_text(
+        "ClusterName=none\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=9\nMessageTimeout=1\nNodeName=n1\nPartitionName=p Nodes=n1\n"
+    )
     transport = LocalTransport({"SLURM_CONF": str(conf)})
     slurm = Slurm(transport, attempts=1)
     follower = Follower(slurm, transport, RunDirectory(PurePosixPath(tmp_path)), plan_of({"a": ()}), Submitted(jobs={"a": 1}, closing=2))
@@ -217,3 +220,32 @@ def test_a_job_that_slurm_has_never_heard_of_does_not_keep_the_run_open(slurm_cl
     clock.now += 5
     follower.rows()
     assert follower.finished
+
+
+def test_the_steps_that_a_dynamic_pipeline_submits_later_become_rows_with_logs(slurm_cluster: Any, tmp_path: Path) -> None:
+    outer = submit(tmp_path / "run", slurm_cluster.environment, {"pipeline": TinyJob("sleep 30")})
+    plan, inner = outer.plan.model_copy(update={"dynamic": True}), list[HandMadeRun]()
+    try:
+        clock = Clock()
+        follower = Follower(Slurm(outer.transport), outer.transport, outer.run, plan, outer.submitted, Poller(clock=clock))
+        assert [row.step for row in follower.rows()] == ["pipeline"]
+        for attempt in ("first", "second"):
+            folder = Path(outer.run.isolated(attempt).root)
+            inner.append(submit(folder, slurm_cluster.environment, {"train": TinyJob(f"echo {attempt}")}))
+            time.sleep(0.01)  # their order is that of their folders' times
+        logs: dict[str, str] = {}
+        deadline = time.monotonic() + 40
+        while len(logs) < 2 and time.monotonic() < deadline:
+            clock.now += 5
+            rows = {row.step: row.job for row in follower.rows()}
+            logs.update(follower.news())
+            time.sleep(0.2)
+        assert rows == {
+            "pipeline": outer.submitted.jobs["pipeline"],
+            "train": inner[0].submitted.jobs["train"],
+            "train (2)": inner[1].submitted.jobs["train"],
+        }
+        assert logs == {"train": "first\n", "train (2)": "second\n"}
+    finally:
+        for run in (outer, *inner):
+            run.cancel()
