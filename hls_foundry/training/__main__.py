@@ -11,9 +11,7 @@ import sys
 from pathlib import Path
 
 from hls_foundry.errors import FoundryError, Preempted
-from hls_foundry.training.interruption import LAUNCHER_PID
-
-PREEMPTED = 85
+from hls_foundry.training.interruption import LAUNCHER_PID, PREEMPTED
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
 def _work(path: Path, rank: int) -> int:
     # Late: torch takes seconds to import, and a wrong command line should not.
-    from hls_foundry.training.launcher import WorkerReport
+    from hls_foundry.training.reports import WorkerReport
     from hls_foundry.training.request import TrainingRequest
 
     request = TrainingRequest.load(path)

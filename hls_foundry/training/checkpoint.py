@@ -9,6 +9,9 @@ import contextlib
 import hashlib
 import logging
 import os
+import signal
+import socket
+import uuid
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,8 +19,8 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from hls_foundry.errors import TrainingError
-from hls_foundry.training.request import write_atomically
+from hls_foundry.errors import Preempted, TrainingError
+from hls_foundry.training.atomic import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +42,36 @@ class _Hashing:
         self._file.flush()
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
-    """Write `state` (tensors and plain values, among them "step" and "digest"). Raises TrainingError; the earlier ones stay."""
+class Claim:
+    """Whose turn it is to save in a folder: the process that claimed it last.
+
+    When a node's Slurm daemon dies, the job starts again elsewhere while its old processes may well go on and still reach the shared
+    file system. Those find here that their time is over.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "owner"
+        self._mark = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4()}".encode()
+        write_atomically(self._path, self._mark)
+
+    def require(self) -> None:
+        """Raises Preempted where another process has claimed the folder since."""
+        try:
+            current = self._path.read_bytes()
+        except OSError:
+            return  # swept away with the checkpoints
+        if current != self._mark:
+            number = int(signal.SIGTERM)
+            raise Preempted(f"another process goes on with the training in {self._path.parent.parent}: this one stops", number)
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], claim: Claim | None = None) -> Path:
+    """Write `state` (tensors and plain values, among them "step" and "digest"). Raises TrainingError; the earlier ones stay.
+
+    With a `claim` that another process has taken over, raises Preempted and writes nothing.
+    """
+    if claim:
+        claim.require()
     path = folder / f"step-{state['step']:08d}.pt"
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +21,7 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from hls_foundry.chips.reader import ChipReader, read_mask
-from hls_foundry.errors import ChipError, SplitError, TrainingError
+from hls_foundry.errors import ChipError, Preempted, SplitError, TrainingError
 from hls_foundry.training.request import TrainingRequest
 
 log = logging.getLogger(__name__)
@@ -92,16 +92,17 @@ class SplitChips:
 class ChipDataset(SplitChips):
     """The chips to train on. Those that fit `ram_budget` (bytes, for this process) are read once, of the others each crop from disk.
 
-    Raises SplitError where the split is empty or without class 1, ChipError for what cannot be read.
+    Raises SplitError where the split is empty or without class 1, ChipError for what cannot be read, Preempted when `asked_to_stop`
+    gives a signal's number while chips are read.
     """
 
-    def __init__(self, request: TrainingRequest, split: str, ram_budget: int) -> None:
+    def __init__(self, request: TrainingRequest, split: str, ram_budget: int, asked_to_stop: Callable[[], int] = lambda: 0) -> None:
         super().__init__(request, split)
         self._mean = np.asarray(request.task.mean, np.float32)[:, None, None]
         self._inverse_std = (1.0 / np.asarray(request.task.std, np.float64)).astype(np.float32)[:, None, None]
         self._held: list[Chip | None] = [None] * len(self)
         self.coordinates = self._read_coordinates() if request.model.coordinates else None
-        self._fill(ram_budget)
+        self._fill(ram_budget, asked_to_stop)
 
     def read(self, index: int, window: Window | None = None) -> Chip:
         """A chip, or a window of it, from disk."""
@@ -162,11 +163,13 @@ class ChipDataset(SplitChips):
         when, where = (self.coordinates[kind][[index for _, index in draws]] for kind in (0, 1))
         return Batch(*tensors, torch.from_numpy(when[:, None]), torch.from_numpy(where))
 
-    def _fill(self, budget: int) -> None:
+    def _fill(self, budget: int, asked_to_stop: Callable[[], int]) -> None:
         left, index = budget, 0
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
             # In slices, so that a budget that is used up stops the reading.
             while index < len(self) and left > 0:
+                if signal := asked_to_stop():
+                    raise Preempted(f"stopped by signal {signal} while reading chips: start again to go on", signal)
                 for chip in pool.map(self.read, range(index, min(index + 16, len(self)))):
                     left -= chip.nbytes
                     if left < 0:
@@ -246,6 +249,9 @@ class Batches:
             yield data
 
 
-def default_ram_budget(local_processes: int) -> int:
-    """An eighth of the machine's memory, shared by the processes on it (bytes)."""
-    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8 // local_processes)
+def default_ram_budget(local_processes: int, environment: Mapping[str, str] = os.environ) -> int:
+    """An eighth of the machine's memory, or of what a Slurm job has of it, shared by the processes on it (bytes)."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    per_node, per_cpu = (int(environment.get(f"SLURM_MEM_PER_{what}") or 0) << 20 for what in ("NODE", "CPU"))  # given in MiB
+    granted = per_node or per_cpu * int(environment.get("SLURM_CPUS_ON_NODE") or 1)
+    return (min(memory, granted) if granted else memory) // 8 // local_processes

@@ -9,6 +9,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+PREEMPTED = 85
+"""Exit code of a process that a signal stopped after it saved everything: start again to go on."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 LAUNCHER_PID = "HLS_TRAINING_LAUNCHER_PID"
 """Environment variable with the process that watches over the workers of one machine; when it is gone, they stop too."""
@@ -31,6 +33,8 @@ class StopRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.received and self._launcher:
+            return  # a worker that is about to end: a second signal must not cut off its report
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         self._before.clear()

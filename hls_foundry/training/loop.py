@@ -14,11 +14,11 @@ from hls_foundry.errors import Preempted, TrainingError
 from hls_foundry.models.segmenter import build_segmenter
 from hls_foundry.models.tuning import merged_state, parameter_groups, prepare_tuning
 from hls_foundry.models.weights import load_encoder_weights
-from hls_foundry.training.checkpoint import load_latest, save_checkpoint, save_weights
+from hls_foundry.training.checkpoint import Claim, load_latest, save_checkpoint, save_weights
 from hls_foundry.training.data import Batches, ChipDataset, StepData, default_ram_budget
 from hls_foundry.training.interruption import StopRequest
 from hls_foundry.training.losses import SegmentationLoss, TrainedLoss, require_finite
-from hls_foundry.training.metrics_log import MetricsLog
+from hls_foundry.training.metrics_log import MetricsLog, tell_progress
 from hls_foundry.training.processes import Processes
 from hls_foundry.training.request import TrainingRequest, TrainingResult
 from hls_foundry.training.schedule import Schedule
@@ -59,8 +59,8 @@ class Training:
         trained_loss = TrainedLoss(self.segmenter, self.loss, request.model.auxiliary_weight)
         self.model, self.optimizer = self.processes.accelerator.prepare(trained_loss, optimizer)
 
-        budget = default_ram_budget(self.processes.count) if request.ram_budget is None else request.ram_budget
-        self.dataset = ChipDataset(request, "train", budget)
+        budget = default_ram_budget(self.processes.on_this_machine) if request.ram_budget is None else request.ram_budget
+        self.dataset = ChipDataset(request, "train", budget, stop.check)
         self.validator = Validator(request, self.processes, budget // 2)
         self.schedule = Schedule.of(config, len(self.dataset))
         self.done = 0  # optimiser steps
@@ -126,7 +126,7 @@ class Training:
         if not self.done or not self.schedule.validates(self.done) or self.history[-1]["kind"] == "validation":
             return
         try:
-            scores = self.validator(self.segmenter, self.loss, lambda: self.processes.agree_to_stop(self.stop))
+            scores = self.validator(self.segmenter, self.loss, lambda: self.processes.agree_to_stop(self.stop), self.stop.check)
         except Stopped as stopped:
             self._save_and_stop(stopped.signal)
         record = {"step": self.done, "epoch": self.history[-1]["epoch"], **scores}
@@ -143,14 +143,15 @@ class Training:
         return self.config.patience is not None and self.worse >= self.config.patience
 
     def _save(self) -> None:
-        if self.processes.first:
+        if self.claim:
             scaler = self.processes.accelerator.scaler
             state = {
                 "digest": self.digest, "step": self.done, "best": self.best, "worse": self.worse, "history": self.history,
                 "model": self.segmenter.state_dict(), "optimizer": self.optimizer.state_dict(),
                 "scaler": scaler.state_dict() if scaler else None,
             }  # fmt: skip
-            save_checkpoint(self.request.folder / "checkpoints", state)
+            save_checkpoint(self.request.folder / "checkpoints", state, self.claim)
+            tell_progress(self.done)
         self.processes.wait()
 
     def _save_and_stop(self, signal: int) -> None:
@@ -159,6 +160,7 @@ class Training:
         raise Preempted(text, signal)
 
     def _resume(self) -> int | None:
+        self.claim = Claim(self.request.folder / "checkpoints") if self.processes.first else None
         state = load_latest(self.request.folder / "checkpoints", self.digest)
         if state is None:
             return None

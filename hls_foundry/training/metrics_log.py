@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import statistics
 import sys
 import time
@@ -14,11 +15,20 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from hls_foundry.training.request import json_line, write_atomically
+from hls_foundry.training.atomic import write_atomically
+from hls_foundry.training.request import json_line
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY_S = 10.0
+PROGRESS_FILE = "HLS_PROGRESS_FILE"
+"""Environment variable with the file in which who watches over restarts finds the last saved step, a decimal number."""
+
+
+def tell_progress(step: int) -> None:
+    """Write `step`, the optimiser steps whose outcome is now on disk, for whoever asked by HLS_PROGRESS_FILE."""
+    if path := os.environ.get(PROGRESS_FILE):
+        write_atomically(Path(path), str(step).encode())
 
 
 class MetricsLog:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
@@ -31,6 +33,7 @@ class Processes:
         self.rank: int = self.accelerator.process_index
         self.count: int = self.accelerator.num_processes
         self.first = self.rank == 0
+        self.on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.count > 1 else 1
         if config.batch_size % (self.count * config.accumulation):
             shares = f"processes × accumulation ({self.count} × {config.accumulation})"
             raise TrainingError(f"training.batch_size {config.batch_size} must be a multiple of {shares}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hls_foundry.config import DataConfig, InferenceConfig, ModelConfig, TaskConfig, TrainingConfig
 from hls_foundry.errors import TrainingError
+from hls_foundry.training.atomic import write_atomically
 
 SCALARS = ("chip", "image", "mask", "split", "digest", "mask_digest")
 """Columns of the splits table that training reads; the digests may be missing."""
@@ -107,19 +106,6 @@ class TrainingResult(BaseModel):
             raise TrainingError(f"training in {folder} left no result.json: see the log above") from None
         except ValidationError as error:
             raise TrainingError(f"{folder / 'result.json'} is not a training result ({error.error_count()} problems): delete it") from None
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write through a temporary name, so that a reader sees the old file or the whole new one. Raises TrainingError (disk full, …)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise TrainingError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def json_line(record: Mapping[str, Any]) -> str:

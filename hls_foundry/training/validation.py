@@ -43,11 +43,14 @@ class Validator:
         self._left = ram_budget
         self._held: dict[int, tuple[Scene, npt.NDArray[np.int16]]] = {}
 
-    def __call__(self, model: nn.Module, loss: SegmentationLoss, asked_to_stop: Callable[[], int]) -> dict[str, Any]:
+    def __call__(
+        self, model: nn.Module, loss: SegmentationLoss, asked_to_stop: Callable[[], int], heard: Callable[[], int] = lambda: 0
+    ) -> dict[str, Any]:
         """Scores of `model` (a Segmenter, whose training mode is left as it was) over all validation chips.
 
         `loss` is the mean of the chips' training loss. `asked_to_stop` gives a signal's number, or 0, the same
-        on all processes; Stopped is raised for it.
+        on all processes; Stopped is raised for it. `heard` is what this process alone knows of such a signal: it leaves its chip at the
+        next row of tiles, to meet the others.
         """
         started = time.monotonic()
         request = self.request
@@ -58,12 +61,13 @@ class Validator:
         )  # fmt: skip
         totals = np.zeros(6, np.float64)  # the confusion matrix, the sum of losses, chips with a valid pixel
         counter = ConfusionCounter()
-        for turn in range(self.rounds):
+        for turn in range(self.rounds + 1):  # the last time only to ask: a chip that was left must not count
             if signal := asked_to_stop():
                 raise Stopped(signal)
             if turn < len(self.mine):
                 scene, label = self._chip(self.mine[turn])
-                probabilities = predictor.probabilities(scene.pixels, scene.acquired, scene.location)
+                if (probabilities := _probabilities(predictor, scene, heard)) is None:
+                    continue
                 totals[:4] += counter.add(mask_from_probabilities(probabilities), label).ravel()
                 totals[4:] += _loss(loss, probabilities, label)
         summed = self.processes.sum(torch.from_numpy(totals)).cpu().numpy()
@@ -80,6 +84,19 @@ class Validator:
         if self._left >= 0:
             self._held[index] = chip
         return chip
+
+
+def _probabilities(predictor: Predictor, scene: Scene, heard: Callable[[], int]) -> npt.NDArray[np.float32] | None:
+    """What `predictor.probabilities` gives, or None where a signal came before the last row of tiles."""
+    height, width = scene.pixels.shape[1:]
+    probabilities = np.empty((predictor.classes, height, width), np.float32)
+    source = torch.from_numpy(np.require(scene.pixels, np.float32, ["C", "W"]))
+    strips = predictor.strips(lambda a, b: source[:, a:b], height, width, acquired=scene.acquired, location=scene.location)
+    for row, strip in strips:
+        probabilities[:, row : row + strip.shape[1]] = strip.numpy()
+        if row + strip.shape[1] < height and heard():
+            return None
+    return probabilities
 
 
 def _loss(loss: SegmentationLoss, probabilities: npt.NDArray[np.float32], label: npt.NDArray[np.int16]) -> tuple[float, float]:

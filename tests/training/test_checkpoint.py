@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hls_foundry.errors import TrainingError
-from hls_foundry.training.checkpoint import load_latest, save_checkpoint
+from hls_foundry.errors import Preempted, TrainingError
+from hls_foundry.training.checkpoint import Claim, load_latest, save_checkpoint
 
 
 def state(step: int, digest: str = "one") -> dict[str, object]:
@@ -60,3 +60,14 @@ def test_an_unwritable_folder_is_one_line_and_leaves_nothing(tmp_path: Path) -> 
     with pytest.raises(TrainingError, match=r"cannot be written .*free some space"):
         save_checkpoint(blocked, state(1))
     assert load_latest(tmp_path / "nowhere", "one") is None
+
+
+def test_a_process_whose_training_went_on_elsewhere_saves_nothing(tmp_path: Path) -> None:
+    """As after the death of a node's Slurm daemon, whose processes live on."""
+    old = Claim(tmp_path)
+    save_checkpoint(tmp_path, {"step": 1, "digest": "d"}, old)
+    new = Claim(tmp_path)
+    with pytest.raises(Preempted, match="another process goes on"):
+        save_checkpoint(tmp_path, {"step": 2, "digest": "d"}, old)
+    save_checkpoint(tmp_path, {"step": 3, "digest": "d"}, new)
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["step-00000001.pt", "step-00000003.pt"]

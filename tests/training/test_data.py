@@ -9,8 +9,8 @@ import pytest
 import rasterio
 import torch
 
-from hls_foundry.errors import ChipError, SplitError
-from hls_foundry.training.data import Batches, ChipDataset, Sampler
+from hls_foundry.errors import ChipError, Preempted, SplitError
+from hls_foundry.training.data import Batches, ChipDataset, Sampler, default_ram_budget
 from hls_foundry.training.request import TrainingRequest
 
 MakeRequest = Callable[..., TrainingRequest]
@@ -138,3 +138,16 @@ def test_a_mask_of_another_size_is_named(make_request: MakeRequest, chips: Path,
         file.write(np.zeros((1, 80, 40), np.int16))
     with pytest.raises(ChipError, match=r"80×80 pixels and its mask 40×80"):
         dataset(make_request(splits=table_of(chips, tmp_path, mask="small.tif")))
+
+
+def test_a_signal_stops_the_reading_of_chips(make_request: MakeRequest) -> None:
+    with pytest.raises(Preempted, match="stopped by signal 10 while reading chips") as stopped:
+        ChipDataset(make_request(), "train", 10**9, lambda: 10)
+    assert stopped.value.signal_number == 10
+
+
+def test_a_slurm_job_keeps_chips_in_its_share_of_the_memory() -> None:
+    machine = default_ram_budget(1, {})
+    assert default_ram_budget(2, {"SLURM_MEM_PER_NODE": "800"}) == 50 * 2**20
+    assert default_ram_budget(1, {"SLURM_MEM_PER_CPU": "100", "SLURM_CPUS_ON_NODE": "4"}) == 50 * 2**20
+    assert default_ram_budget(1, {"SLURM_MEM_PER_NODE": "0"}) == machine  # --mem=0: all that the node has
