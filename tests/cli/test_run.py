@@ -34,7 +34,10 @@ def test_help_fits_a_screen_and_names_every_command(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--stack", "nowhere"), "no stack 'nowhere'"),
-        (("--stack", "hpc"), "which this version does not bring yet"),
+        (("--stack", "aws"), "which this version does not bring yet"),
+        (("--stack", "hpc", "--site", "jurecca"), "known sites: cpu, gpu, jureca, rehearsal"),
+        (("--stack", "hpc", "--site", "rehearsal"), "python run.py cluster up"),
+        (("--site", "cpu"), "stack 'local' has no sites"),
         (("--task", "snow"), "known tasks: burn_scars, flood"),
         (("--config", "missing.yaml"), "configuration file missing.yaml does not exist"),
         (("--set", "training.epoch=3"), "unknown key 'training.epoch'"),
