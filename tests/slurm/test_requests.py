@@ -30,11 +30,11 @@ def test_each_site_s_settings_are_slurm_s(site: str) -> None:
 
 
 def test_gpus_and_nodes_come_from_variables() -> None:
-    given = {**ENVIRONMENT, "HLS_NODES": "2", "HLS_GPUS_PER_NODE": "8", "HLS_PROCESSES": "16"}
+    given = {**ENVIRONMENT, "HLS_NODES": "2", "HLS_GPUS_PER_NODE": "8"}
     stack = load_stack("hpc", given, site="gpu")
     request = slurm_requests(stack)["fine_tune"]
     assert (request.settings.nodes, request.resources.gpus, request.settings.partition) == (2, 8, "big")
-    assert stack.config_overrides() == ("training.processes=16",)
+    assert stack.config_overrides() == ("training.processes=8",)
 
 
 @pytest.mark.parametrize(

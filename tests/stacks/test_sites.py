@@ -45,9 +45,9 @@ def test_each_site_loads_and_its_overrides_are_a_configuration(name: str) -> Non
     config = load_config(ROOT / "configs", overrides=stack.config_overrides())
     fine_tune = stack.settings.step("fine_tune")
     processes, nodes = config.training.processes, int(fine_tune.slurm["nodes"])
-    assert processes % nodes == 0
     gpus = fine_tune.resources.gpu_count or int(str(fine_tune.slurm.get("gres", "gpu:0")).removeprefix("gpu:"))
-    assert processes == nodes * (gpus or 1), "one process a GPU, or one a node"
+    assert processes == (gpus or 1), "on each node: one process a GPU, or one"
+    assert config.training.batch_size % (nodes * processes) == 0
     assert fine_tune.slurm["time"].count(":") == 2, "a time is text, not YAML's number of base 60"
 
 
