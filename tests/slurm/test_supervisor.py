@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from stacks.slurm.rehearsal import Cluster as RehearsalCluster
 from tests.slurm.supervised import Cluster, Story, until
 
 WAIT = "note(f'ready{start}', os.getpid())\ntime.sleep(100)\n"
@@ -73,9 +74,12 @@ def saves_at_warning(story: Story) -> Any:
 
 
 def dies_of_warning(story: Story) -> Any:
+    """And a job that depends on it, as the next step's does."""
     story.write(FIRST_WAIT).submit().complete().noted("ready0")
+    after = story.cluster.submit(story.run, "true", f"--dependency=afterok:{story.job}", "--kill-on-invalid-dep=yes")
     story.signal("USR1")
-    return story.ended()
+    state = story.ended()
+    return state if story.cluster.ended(after) == "COMPLETED" else f"{state}, but what depends on it was cancelled"
 
 
 def preempted_with_grace(story: Story) -> Any:
@@ -162,7 +166,7 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def told(slurm_cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+def told(slurm_cluster: RehearsalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     cluster = Cluster(slurm_cluster.environment)
     with ThreadPoolExecutor(len(STORIES)) as pool:
         yield Told(cluster, tmp_path_factory.mktemp("stories"), pool)
