@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from hls_foundry.errors import FoundryError, Preempted
+from hls_foundry.errors import ConfigError, FoundryError, Preempted
 from hls_foundry.home import REPOSITORY, foundry_home
 
 CONFIGS = REPOSITORY / "configs"
@@ -88,6 +88,8 @@ def main(
     overrides = (*definition.config_overrides(), *overrides)
     settings = load_config(CONFIGS, task=task, file=config, overrides=overrides, source=data)
     chosen = pipeline or DEFAULT_PIPELINE.get(stack, "all")
+    if detach and stack != "hpc":
+        raise ConfigError("--detach needs a cluster (--stack hpc): this stack's runs live in this process")
     if dry_run:
         from hls_foundry.chips.sources import source_fingerprint
 
@@ -122,7 +124,7 @@ def doctor(stack: str, site: str | None, task: str | None) -> None:
     """Check a stack and say what is missing."""
     from cli.doctor import check_stack, print_checks
 
-    if not print_checks(check_stack(stack, task, CONFIGS)):
+    if not print_checks(check_stack(stack, task, CONFIGS, site=site, environment=_environment(stack))):
         sys.exit(EXIT_USER)
 
 
@@ -139,22 +141,24 @@ def status(run: str | None) -> None:
 @main.command()
 @click.argument("run", required=False)
 @click.option("--step", help="One step only.")
+@click.option("--follow", is_flag=True, help="Go on printing until the run has ended.")
 @user_errors
-def logs(run: str | None, step: str | None) -> None:
+def logs(run: str | None, step: str | None, follow: bool) -> None:
     """Print what the steps of RUN (default: the latest) logged."""
     from cli.runs import show_logs
 
-    show_logs(run, step)
+    show_logs(run, step, follow=follow)
 
 
 @main.command()
 @click.argument("run", required=False)
+@click.option("--now", is_flag=True, help="At once, without saving what was done since the last checkpoint.")
 @user_errors
-def stop(run: str | None) -> None:
-    """Stop RUN (default: the one running); its state is saved."""
+def stop(run: str | None, now: bool) -> None:
+    """Stop RUN (default: what runs on this machine, else the latest run on Slurm); its state is saved."""
     from cli.runs import stop_run
 
-    stop_run(run)
+    stop_run(run, now=now)
 
 
 @main.command()
@@ -209,7 +213,7 @@ def endpoints(delete: str | None) -> None:
 @click.option("--task", help="burn_scars or flood (configs/NAME.yaml).  [default: burn_scars]")
 @click.option("--config", type=click.Path(path_type=Path), help="A configuration file.")
 @click.option("--data", metavar="SOURCE", help="s3://BUCKET/PREFIX, hf://OWNER/NAME or synthetic://…")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. model.weights=hf://…; may be repeated.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key; may be repeated.")
 @user_errors
 def fetch(task: str | None, config: Path | None, data: str | None, overrides: tuple[str, ...]) -> None:
     """Bring chips and weights here, for compute nodes without a network."""
@@ -227,15 +231,15 @@ def cluster() -> None:
 @cluster.command("up")
 @click.option("--nodes", type=click.IntRange(1, 64), help="Nodes.  [default: 2]")
 @click.option("--cpus", type=click.IntRange(1), help="CPUs of each; may be more than there are.")
-@click.option("--memory", type=click.IntRange(256), help="MB of each.")
+@click.option("--memory", "memory_mb", type=click.IntRange(256), help="MB of each.")
 @click.option("--gpus", type=click.IntRange(0, 16), help="Pretended GPUs of each.")
 @click.option("--network", type=click.Choice(["none", "hosts", "isolated"]), help="[default: hosts as root, else none]")
 @user_errors
-def cluster_up(**shape: int | str | None) -> None:
+def cluster_up(**shape: Any) -> None:
     """Start it (Debian: needs the packages slurm-wlm and munge)."""
     from cli.cluster import up
 
-    up(**{name: value for name, value in shape.items() if value is not None})
+    up(**shape)
 
 
 @cluster.command("status")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.on_slurm import detached, follow, on_slurm, pipeline_options, problem_of
+from cli.on_slurm import at_absolute_places, check_settings, detached, follow, on_slurm, pipeline_options, problem_of
 from cli.report import write_report
 from cli.session import start_zenml
 from cli.summary import Summary
@@ -28,8 +28,11 @@ def execute(definition: StackDefinition, config: FoundryConfig, pipeline: str, *
     What a user can mend before anything runs raises FoundryError; what goes wrong inside a step ends up in the summary.
     """
     click.echo(f"HLS Foundry: task {config.task.name}, stack {definition.name}, chips from {config.data.source}", err=True)
+    config = at_absolute_places(config)
     fingerprint = _fetch(definition, config)
     start_zenml()
+    if on_slurm(definition):
+        check_settings(definition)
     from stacks.registry import register_stack, use_stack
 
     use_stack(register_stack(definition))

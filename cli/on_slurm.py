@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.summary import RUN
 from hls_foundry import errors
-from hls_foundry.errors import FoundryError
+from hls_foundry.config import FoundryConfig
+from hls_foundry.errors import ConfigError, FoundryError
 from hls_foundry.home import checkout, foundry_home
+from stacks.definition import REHEARSAL, nearest
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
     from stacks.definition import StackDefinition, StepSettings
+
+
+GENTLE_S = 5
+"""Slurm is asked about a run at most once in this many seconds."""
 
 
 class StepFailed(Exception):
@@ -26,6 +33,29 @@ class StepFailed(Exception):
 def on_slurm(definition: StackDefinition) -> bool:
     """Whether the stack's pipelines run as Slurm jobs."""
     return any(part.type == "orchestrator" and part.flavor == "slurm" for part in definition.components)
+
+
+def check_settings(definition: StackDefinition) -> None:
+    """What the stack's files say of Slurm, and of which steps. Raises ConfigError, one line with the file."""
+    from pipelines.train import STEPS
+    from stacks.slurm.requests import cluster_configuration, slurm_requests
+
+    cluster_configuration(definition)
+    slurm_requests(definition)
+    if unknown := sorted(set(definition.settings.steps) - set(STEPS)):
+        raise ConfigError(
+            f"{definition.site_file or definition.file}: 'settings.steps.{unknown[0]}': no such step: {nearest(unknown[0], list(STEPS))}"
+        )
+
+
+def at_absolute_places(config: FoundryConfig) -> FoundryConfig:
+    """`config` with paths that do not depend on the working folder: a job's is another one."""
+    data, model = config.data, config.model
+    if "://" not in data.source:
+        data = data.model_copy(update={"source": str(Path(data.source).expanduser().absolute())})
+    if "://" not in model.weights and model.weights != "none":
+        model = model.model_copy(update={"weights": str(Path(model.weights).expanduser().absolute())})
+    return config.model_copy(update={"data": data, "model": model})
 
 
 def pipeline_options(definition: StackDefinition) -> dict[str, Any]:
@@ -39,7 +69,12 @@ def pipeline_options(definition: StackDefinition) -> dict[str, Any]:
 
 def _settings(step: StepSettings) -> dict[str, Any]:
     # Absolute, and the submitter's: the jobs run in a frozen copy of the code, and nothing is fetched from a compute node.
-    places = {"HLS_FOUNDRY_HOME": str(foundry_home()), "HLS_FOUNDRY_CHECKOUT": str(checkout()), "HF_HUB_OFFLINE": "1"}
+    places = {
+        "HLS_FOUNDRY_HOME": str(foundry_home()),
+        "HLS_FOUNDRY_CHECKOUT": str(checkout()),
+        "HF_HUB_OFFLINE": "1",
+        "HLS_FOUNDRY_OFFLINE": "1",
+    }
     slurm = {**step.slurm, "environment": {**places, **step.slurm.get("environment", {})}}
     return {"orchestrator": slurm, "resources": step.resources.model_dump(exclude_none=True)}
 
@@ -63,8 +98,9 @@ def follow(run: PipelineRunResponse) -> PipelineRunResponse | None:
     orchestrator: Any = Stack.from_model(run.stack).orchestrator
     transport = orchestrator.transport()
     directory, plan, submitted = open_run(transport, str(run.run_metadata["slurm_folder"]))
-    poller = Poller(least_s=orchestrator.config.poll_s)
-    if not watch(Follower(Slurm(transport), transport, directory, plan, submitted, poller), stream=sys.stderr):
+    poller = Poller(least_s=max(GENTLE_S, orchestrator.config.poll_s))
+    slurm = Slurm(transport, patience_s=GENTLE_S)  # the watch tells of a cluster that does not answer, and asks on
+    if not watch(Follower(slurm, transport, directory, plan, submitted, poller), stream=sys.stderr):
         return None
     # Where the closing job was lost itself, this writes the end in its place.
     refresh_run_status(Client().get_pipeline_run(run.id), include_step_updates=False)
@@ -94,7 +130,6 @@ def problem_of(run: PipelineRunResponse) -> Exception | None:
 
 def rehearsal_environment() -> dict[str, str]:
     """This process's environment, with the address of the rehearsal cluster where one is up (for the stack files' variables)."""
-    from stacks.definition import REHEARSAL
     from stacks.slurm.rehearsal import Cluster
     from stacks.slurm.rehearsal_config import default_shape
 

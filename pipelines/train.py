@@ -14,6 +14,8 @@ from steps.publish import publish
 from steps.split import split
 from steps.validate import validate
 
+STEPS = ("ingest", "validate", "split", "fine_tune", "evaluate", "promote", "publish")
+
 
 @pipeline(name="train", enable_cache=True)
 def train_pipeline(config: FoundryConfig, publishing: PublishSettings, source_fingerprint: str) -> None:
