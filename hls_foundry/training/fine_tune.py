@@ -22,6 +22,7 @@ from hls_foundry.models.bundle import BundleManifest, save_bundle
 from hls_foundry.models.segmenter import segmenter_from_architecture
 from hls_foundry.training.launcher import launch
 from hls_foundry.training.request import SCALARS, TrainingRequest, TrainingResult
+from hls_foundry.training.work_folder import claimed
 
 PACKAGES = ("hls-foundry", "torch", "accelerate", "numpy", "rasterio", "safetensors")
 
@@ -42,24 +43,34 @@ def fine_tune(
 ) -> tuple[Path, TrainingResult]:
     """Fine-tune on the chips of `table` (columns chip, image, mask, split; paths relative to `root`).
 
-    Works in `home`/training/DIGEST: an interrupted training started again goes on there. Returns the bundle's folder, which lies
-    there as well, and what the training said. Raises what `launch` raises, and BundleError where the bundle cannot be written.
+    Works in `home`/training/DIGEST (see work_folder): an interrupted training started again goes on there. Returns the bundle's
+    folder, which lies there as well, and what the training said. Raises what `launch` raises, and BundleError where the bundle
+    cannot be written.
     """
     if config.model.frames != 1:
         raise TrainingError(f"model.frames={config.model.frames}: a chip holds one date, so there is nothing to stack; set model.frames=1")
-    request = _request(table, root, config, home)
+    draft, scalars = _draft(table, root, config, home)
+    with claimed(home / "training" / draft.digest(scalars.astype(str).reset_index(drop=True))[:16]) as work:
+        request = _request(draft, scalars, work.path)
+        result = _result(request, restarted=work.restarted)
+        shutil.rmtree(request.folder / "checkpoints", ignore_errors=True)
+        segmenter = segmenter_from_architecture(result.architecture)
+        segmenter.load_state_dict(load_file(result.state))
+        return save_bundle(request.folder / "bundle", segmenter, _manifest(config, result, table, lineage or {})), result
+
+
+def _result(request: TrainingRequest, *, restarted: bool) -> TrainingResult:
+    """Of the training, or of the one that this run had finished when its job was started again."""
     if (request.folder / "result.json").is_file():
+        if restarted:
+            return TrainingResult.load(request.folder)
         shutil.rmtree(request.folder / "checkpoints", ignore_errors=True)  # finished before: this is a new training, not a resumed one
         (request.folder / "result.json").unlink()
-    result = launch(request)
-    shutil.rmtree(request.folder / "checkpoints", ignore_errors=True)
-    segmenter = segmenter_from_architecture(result.architecture)
-    segmenter.load_state_dict(load_file(result.state))
-    return save_bundle(request.folder / "bundle", segmenter, _manifest(config, result, table, lineage or {})), result
+    return launch(request)
 
 
-def _request(table: pd.DataFrame, root: Path, config: FineTuneConfig, home: Path) -> TrainingRequest:
-    scalars = table[[name for name in SCALARS if name in table]]
+def _draft(table: pd.DataFrame, root: Path, config: FineTuneConfig, home: Path) -> tuple[TrainingRequest, pd.DataFrame]:
+    """The request with places that are yet to be chosen, and the columns of the table that training reads."""
     draft = TrainingRequest(
         task=config.task,
         data=config.data,
@@ -71,9 +82,11 @@ def _request(table: pd.DataFrame, root: Path, config: FineTuneConfig, home: Path
         folder=home / "training",
         weights_cache=home / "weights",
     )
-    folder = home / "training" / draft.digest(scalars.astype(str).reset_index(drop=True))[:16]
+    return draft, table[[name for name in SCALARS if name in table]]
+
+
+def _request(draft: TrainingRequest, scalars: pd.DataFrame, folder: Path) -> TrainingRequest:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         scalars.to_csv(folder / "splits.csv.partial", index=False)
         (folder / "splits.csv.partial").replace(folder / "splits.csv")
     except OSError as error:

@@ -309,6 +309,7 @@ class Supervisor:
             "HLS_PROGRESS_FILE": str(self.folder / "progress"),
             "HLS_USAGE_FOLDER": str(self.folder / "usage"),
             "HLS_STEP_ATTEMPT": str(self.state.attempt),
+            "HLS_RUN_ID": str(self.plan["run_id"]),
             **({"HLS_STEP_REENTER": "1"} if self.state.reenters else {}),
         }
         return {**{key: value for key, value in self.environment.items() if key != "HLS_STEP_REENTER"}, **own}
