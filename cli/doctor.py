@@ -109,7 +109,7 @@ def _stack(stack: str, site: str | None, environment: Mapping[str, str]) -> tupl
     except FoundryError as error:
         return None, Check("stack", False, "not usable", str(error))
     files = " and ".join(str(file.relative_to(REPOSITORY)) for file in (definition.file, definition.site_file) if file is not None)
-    return definition, Check("stack", True, f"{files}, publishes to {definition.publish.folder}")
+    return definition, Check("stack", True, f"{files}, publishes to {definition.publish.place}")
 
 
 def _zenml(definition: StackDefinition) -> Check:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hls_foundry.config import FoundryConfig
-from hls_foundry.endpoints.settings import EndpointSettings, PublishSettings
+from hls_foundry.endpoints.settings import TARGETS, EndpointSettings, PublishSettings
 from hls_foundry.errors import ConfigError
 
 FOLDER = Path(__file__).parent
@@ -246,12 +246,14 @@ def _yaml_value(value: Any) -> str:
 def _one_line(error: ValidationError, overlay: dict[str, Any], chosen: Mapping[str, Any]) -> str:
     """The first problem as one line with the file that says it, the key, and for an unknown key the nearest known one."""
     first = error.errors()[0]
-    places = [part for part in first["loc"] if isinstance(part, str)]
+    steps = [part for place, part in enumerate(first["loc"]) if not (place == 1 and part in TARGETS and first["loc"][0] == "endpoint")]
+    places = [part for part in steps if isinstance(part, str)]
     file = chosen["site_file"] if _says(overlay, places) else chosen["file"]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part) for part in steps)
     if first["type"] != "extra_forbidden":
-        return f"{file}: '{key}': {first['msg']}"
-    return f"{file}: '{key}': unknown key: {nearest(places[-1], _known_keys(places[:-1]))}"
+        return f"{file}: '{key}': {first['msg'].removeprefix('Value error, ')}"
+    known = [str(part) for part in first["loc"] if isinstance(part, str)]
+    return f"{file}: '{key}': unknown key: {nearest(places[-1], _known_keys(known[:-1]))}"
 
 
 def _says(values: Any, places: list[str]) -> bool:
@@ -268,17 +270,20 @@ def _known_keys(places: list[str], model: type[BaseModel] = StackDefinition) -> 
     if not places:
         return [name for name in model.model_fields if not (model is StackDefinition and name in NOT_IN_FILES)]
     field = model.model_fields.get(places[0])
-    inner = None if field is None else _model_in(field.annotation)
+    target = places[1] if places[0] == "endpoint" and len(places) > 1 else None
+    inner = None if field is None else _model_in(field.annotation, target)
+    if target in TARGETS:
+        places = places[1:]
     if field is None or inner is None:
         return _known_keys(places[1:], model)  # the name of a step, within settings.steps
     return _known_keys(places[1:], inner)
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model within list[…], dict[str, …] or … | None."""
+def _model_in(annotation: Any, target: str | None = None) -> type[BaseModel] | None:
+    """The model within list[…], dict[str, …] or … | None; of several the one whose field `target` has that default."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _model_in(part))), None)
+        return annotation if target is None or annotation.model_fields["target"].default == target else None
+    return next((found for part in get_args(annotation) if (found := _model_in(part, target))), None)
 
 
 def _check_configuration_key(key: str, file: Path) -> None:
