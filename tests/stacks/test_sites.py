@@ -42,6 +42,7 @@ def test_each_site_loads_and_its_overrides_are_a_configuration(name: str) -> Non
     stack = load_stack("hpc", NEEDS.get(name, {}), site=name)
     assert stack.site == name
     assert [part.flavor for part in stack.components] == ["slurm", "local"]
+    assert orchestrator(stack)["synchronous"] is False, "run.py shows the run itself, or leaves it (--detach)"
     config = load_config(ROOT / "configs", overrides=stack.config_overrides())
     fine_tune = stack.settings.step("fine_tune")
     processes, nodes = config.training.processes, int(fine_tune.slurm["nodes"])
