@@ -146,7 +146,7 @@ class TrainingConfig(Part):
         None, description="optimiser steps between checkpoints; none: at each validation"
     )
     patience: Annotated[int, Field(ge=1)] | None = Field(None, description="validations without a better mean IoU before stopping early")
-    processes: Annotated[int, Field(ge=1)] = 1
+    processes: Annotated[int, Field(ge=1)] = Field(1, description="on each node; with GPUs, as many as a node has")
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from hls_foundry.errors import FoundryError, Preempted
@@ -20,6 +21,8 @@ def main(arguments: list[str]) -> int:
         return 2
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    # DDP says so of single rows such as the class token, whose stride means nothing.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     # Under our launcher, which reads the reports and says it once, a worker keeps its errors to itself.
     watched = LAUNCHER_PID in os.environ
     try:

@@ -79,6 +79,7 @@ class SignalRelay:
 
 def main() -> int:
     """Run Accelerate's command line on `sys.argv`: 0 where all workers ended well, 85 where they saved and stopped, else 1."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch: its warnings on lost connections are stack traces
     # Late: Accelerate takes seconds to import, and those who only want the command line should not wait for it.
     import torch
     from accelerate.commands.launch import main as accelerate_launch
@@ -86,7 +87,9 @@ def main() -> int:
 
     from hls_foundry.training.reports import report_killed
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # Nor does it need telling that the first node left the meeting a moment before the others did.
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     # torch's own handling of signals would end this process, and orphan the workers, at the second one.
     os.environ["PET_SIGNALS_TO_HANDLE"] = "SIGQUIT"
     if not torch.cuda.is_available():

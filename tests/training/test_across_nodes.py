@@ -79,7 +79,7 @@ class Job:
         return line
 
     def wait(self, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 150
         while not done():
             assert time.monotonic() < deadline, self.log.read_text() if self.log.is_file() else self.run("squeue")
             time.sleep(0.01)
@@ -161,7 +161,9 @@ def test_a_rank_that_fails_or_is_killed_ends_the_job_and_one_node_goes_on_from_i
     at = time.time()
     said = job.said(2)
     assert said["message"].startswith("rank 1 of 2 was killed by signal 9")
-    assert said["time"] - at < 10
+    # The other rank hears of it at once; then processes end, which on a busy machine takes longer. A time-out would take 30 minutes.
+    assert json.loads((killed.folder / "workers" / "rank-0.json").read_bytes())["time"] - at < 5
+    assert said["time"] - at < 30
     done = len(losses(killed.folder))
 
     result = train(killed)
