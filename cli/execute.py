@@ -100,6 +100,8 @@ class _Runs:
                 problem = error
         found = Client().list_pipeline_runs(name=run_name, hydrate=True).items
         run = found[0] if found else None
+        if self.on_slurm and isinstance(problem, FoundryError):
+            raise problem  # nothing was submitted: there is nothing to sum up
         if run is not None and self.on_slurm and problem is None:
             run = detached(run) if self.detach else follow(run)
             self.left_alone = run is None

@@ -58,11 +58,13 @@ class MetricsLog:
         if self._writes:
             write_atomically(self.path, "".join(json_line(record) + "\n" for record in self.history).encode())
             self._file = self._stack.enter_context(self.path.open("a", encoding="utf-8"))
+        done = max((record["step"] for record in self.history), default=0)
+        if done:
+            self._say("resumed from step %d of %d", done, self._total)
         if self._progress and sys.stderr.isatty():
             now = TextColumn("{task.fields[now]}")
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), now, TimeRemainingColumn()
             self._bar = self._stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
-            done = max((record["step"] for record in self.history), default=0)
             self._task = self._bar.add_task("fine-tuning", total=self._total, completed=done, now="")
         self.restart_clock()
         return self
