@@ -21,17 +21,19 @@ HARMLESS = str.maketrans({"<": "‹", ">": "›", "&": "＆"})
 def great_expectations() -> Iterator[Any]:
     """The module, imported late (seconds) and with its analytics, its warnings and its progress bars off."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import
-    import great_expectations as gx
-
-    # Its modules log at levels of their own.
-    logs = [logging.getLogger(name) for name in list(logging.root.manager.loggerDict) if name.split(".")[0] == "great_expectations"]
-    before = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.ERROR)
+    package = logging.getLogger("great_expectations")
+    before = {package: package.level}
     try:
+        package.setLevel(logging.ERROR)  # the import alone logs two hundred lines where the level is INFO, as in a job on a cluster
+        import great_expectations as gx
+
+        for name in list(logging.root.manager.loggerDict):  # its modules log at levels of their own
+            if name.startswith("great_expectations."):
+                before[logging.getLogger(name)] = logging.getLogger(name).level
+                logging.getLogger(name).setLevel(logging.ERROR)
         yield gx
     finally:
-        for log, level in zip(logs, before, strict=True):
+        for log, level in before.items():
             log.setLevel(level)
 
 

@@ -6,6 +6,7 @@ import http.server
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from hls_foundry.validation.suite import build_suite
 
 from .conftest import configuration, judge, pairs
 
+ROOT = Path(__file__).resolve().parents[2]
 LOADS = re.compile(
     r"""<(?:script|link|img|iframe|object|embed)\b[^>]*\b(?:src|href)\s*=\s*["']?(?!data:)[^"'\s>]|@import|url\((?!["']?data:)""", re.I
 )
@@ -103,3 +105,14 @@ def test_browser_draws_the_page_and_asks_no_one(failing: ValidationReport, chrom
     assert [path for path in asked if "google" not in path and "gvt1" not in path] == []
     assert "validation failed" in drawn
     assert picture.stat().st_size > 30_000
+
+
+def test_great_expectations_says_nothing_where_information_is_logged() -> None:
+    code = (
+        "import logging; logging.basicConfig(level=logging.INFO)\n"
+        "from hls_foundry.validation.expectations import great_expectations\n"
+        "with great_expectations(): pass\n"
+        "assert logging.getLogger('great_expectations').level == logging.NOTSET\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (said.stdout, said.stderr) == ("", "")
