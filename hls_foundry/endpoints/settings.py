@@ -21,7 +21,7 @@ def _words(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-Bucket = Annotated[str, Field(pattern=rf"^{BUCKET}$")]
+BucketName = Annotated[str, Field(pattern=rf"^{BUCKET}$")]
 S3Folder = Annotated[str, Field(pattern=rf"^s3://{BUCKET}(/[^\s]*)?$", description="s3://BUCKET/PREFIX")]
 Names = Annotated[tuple[str, ...], BeforeValidator(_words)]
 KmsKey = Annotated[str, Field(pattern=r"^[a-zA-Z0-9:/_-]+$", max_length=2048, description="id, ARN or alias/NAME of a KMS key")]
@@ -66,7 +66,7 @@ class PublishSettings(Part):
     """Where `publish` puts model.tar.gz: either a folder, or a bucket of S3."""
 
     folder: str | None = Field(None, description="a folder; relative ones count from the repository")
-    bucket: Bucket | None = None
+    bucket: BucketName | None = None
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9!_.*'()/-]{1,512}$")] = Field("hls-foundry", description="of the keys in the bucket")
     kms_key: KmsKey | None = Field(None, description="encrypts the objects; none: the bucket's own encryption")
     aws: AwsSettings = AwsSettings()
@@ -162,7 +162,7 @@ class SageMakerSettings(_Target):
     security_groups: Names = ()
     tags: dict[str, str] = Field(default_factory=dict)
     environment: dict[str, str] = Field(default_factory=dict, description="of the container: see docs/serving.md")
-    s3_allow: Annotated[tuple[Bucket, ...], BeforeValidator(_words)] = Field(
+    s3_allow: Annotated[tuple[BucketName, ...], BeforeValidator(_words)] = Field(
         (), description="buckets that the container may read images from"
     )
     tasks: Names = Field((), description="multi_model: whose models are behind the endpoint")
