@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hls_foundry.endpoints.client import EndpointClient
+from hls_foundry.endpoints.deployed import Deployed
 from hls_foundry.endpoints.process import ServerProcess, start_server
 from hls_foundry.errors import EndpointError
 
@@ -36,16 +37,13 @@ PORT_RELEASE_S = 3.0
 Check = Callable[[EndpointClient], None]
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """A deployed endpoint as it is on file."""
+@dataclass(frozen=True, kw_only=True)
+class Endpoint(Deployed):
+    """A local endpoint as it is on file. `since`: when its server was started."""
 
-    name: str
-    url: str
+    target: str = "local"
+    kind: str = "realtime"
     port: int
-    sha256: str
-    model_version: str
-    since: str  # when its server was started, ISO 8601 UTC
     bundle: str  # the copy that it serves
     log: str
     process: ServerProcess
@@ -55,10 +53,15 @@ class Endpoint:
     def running(self) -> bool:
         return self.process.alive()
 
-    def line(self) -> str:
-        """One line for a list: name, address, state, model version, since when."""
-        state = "running" if self.running else "stopped"
-        return f"{self.name:<16} {self.url}  {state}  version {self.model_version}  since {self.since}"
+    @property
+    def state(self) -> str:
+        return "running" if self.running else "stopped"
+
+    def calls(self, run: str) -> list[tuple[str, str]]:
+        return [
+            ("call", f"curl --data-binary @SCENE.tif -H 'Content-Type: image/tiff' {self.url}/invocations"),
+            ("or", f"{run} predict SCENE.tif --endpoint {self.name} --out polygons.geojson"),
+        ]
 
 
 class LocalEndpoints:
@@ -182,7 +185,10 @@ class LocalEndpoints:
         port = public.getsockname()[1]
         since = datetime.now(UTC).isoformat(timespec="seconds")
         url = f"http://{HOST}:{port}"
-        new = Endpoint(name, url, port, sha256, model_version, since, str(bundle), str(log), process, environment)
+        new = Endpoint(
+            name=name, url=url, port=port, sha256=sha256, model_version=model_version, since=since,
+            bundle=str(bundle), log=str(log), process=process, environment=environment,
+        )  # fmt: skip
         former = self._read(name)[0]
         try:
             self._record(former, leftover=[process], name=name)

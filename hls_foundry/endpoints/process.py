@@ -29,7 +29,7 @@ class ServerProcess:
     control: str  # name of its control socket in the endpoint's folder
 
     def alive(self) -> bool:
-        born, ended = _born(self.pid)
+        born, ended = born_at(self.pid)
         if ended and born == self.born:
             with contextlib.suppress(ChildProcessError):  # started by an earlier run: its parent reaps it
                 os.waitpid(self.pid, os.WNOHANG)
@@ -100,7 +100,7 @@ def start_server(
             start_new_session=True,
         )
     process.returncode = 0  # so that Python does not warn of a child that is meant to outlive us
-    return ServerProcess(process.pid, _born(process.pid)[0], control)
+    return ServerProcess(process.pid, born_at(process.pid)[0], control)
 
 
 def _control(folder: Path, name: str) -> socket.socket:
@@ -121,7 +121,7 @@ def _control(folder: Path, name: str) -> socket.socket:
     return connection
 
 
-def _born(pid: int) -> tuple[str, bool]:
+def born_at(pid: int) -> tuple[str, bool]:
     """Boot and clock tick at which the process started, and whether it has ended (a zombie); ("", True) where there is none."""
     try:
         # /proc/PID/stat, proc(5): the name in parentheses may hold anything, so count from behind it; field 3 is the state, 22 the start.
