@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from stacks.aws.rehearsal import Rehearsal
 from stacks.slurm.rehearsal import PROGRAMS, Cluster
 from stacks.slurm.rehearsal_config import default_shape
 from stacks.slurm.rehearsal_network import can_name_hosts
 from stacks.slurm.rehearsal_processes import missing_programs
+from tests.aws.rehearsed import Account, account
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -95,3 +98,44 @@ def _running(cluster: Cluster) -> Iterator[Cluster]:
 def _need_slurm() -> None:
     if what := missing_programs(PROGRAMS):
         missing(what)
+
+
+# As TAKE_DOWN.
+END_REHEARSAL = """
+import sys; sys.path.insert(0, sys.argv[1]); sys.stdin.read()
+from pathlib import Path
+from stacks.aws.rehearsal import Rehearsal
+Rehearsal(Path(sys.argv[2])).down()
+"""
+
+
+@contextmanager
+def rehearsal_up(home: Path) -> Iterator[Rehearsal]:
+    """A rehearsal of AWS in `home` for as long as the body runs; taken down as well where pytest is killed."""
+    rehearsal = Rehearsal(home, threads=1)
+    command = [sys.executable, "-c", END_REHEARSAL, str(ROOT), str(home)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):  # its end waits for that of the process
+        try:
+            rehearsal.up()
+            yield rehearsal
+        finally:
+            rehearsal.down()
+
+
+@pytest.fixture(scope="session")
+def aws_rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+    """S3, SageMaker and what they need, for all tests that leave them whole; its `environment` is what a client needs."""
+    with rehearsal_up(tmp_path_factory.mktemp("aws")) as rehearsal:
+        yield rehearsal
+
+
+@pytest.fixture
+def aws_account(aws_rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
+    """The rehearsal's account for one test: its environment in os.environ, a prefix for names, and nothing left of SageMaker afterwards."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in aws_rehearsal.environment.items():
+        monkeypatch.setenv(name, value)
+    prefix = f"t{uuid.uuid4().hex[:8]}"
+    with account(aws_rehearsal, prefix) as made:
+        yield made

@@ -1,0 +1,33 @@
+"""The rehearsal of AWS at the command line: up, status, down."""
+
+from __future__ import annotations
+
+import click
+
+from hls_foundry.home import foundry_home
+from stacks.aws.rehearsal import Rehearsal
+
+
+def up() -> None:
+    """Start the rehearsal, or say that it is up, and print how other programs reach it. Raises EndpointError (one line)."""
+    rehearsal = Rehearsal(foundry_home(), click.echo)
+    rehearsal.up()
+    for name, value in sorted(rehearsal.environment.items()):
+        click.echo(f"export {name}={value}")
+
+
+def down() -> None:
+    """Stop the rehearsal with its endpoints; says so where none is up. Raises EndpointError (one line)."""
+    Rehearsal(foundry_home(), click.echo).down()
+
+
+def status() -> None:
+    """Print whether the rehearsal is up, and its endpoints. Raises EndpointError (one line)."""
+    rehearsal = Rehearsal(foundry_home())
+    record = rehearsal.record
+    if record is None or not rehearsal.running:
+        click.echo("no rehearsal of AWS is up: python run.py rehearsal up starts one")
+        return
+    click.echo(f"up since {record.started}: S3 and SageMaker at {record.control_url}, invocations at {record.runtime_url}")
+    for name, state in sorted(rehearsal.endpoints().items()):
+        click.echo(f"{name}  {state['status']}  {state['config']}{'  ' + state['reason'] if state['reason'] else ''}")

@@ -1,0 +1,1 @@
+"""What the aws stacks need beside their stack files: the rehearsal of AWS on this machine."""
