@@ -13,8 +13,8 @@ from hls_foundry.config import TaskConfig
 from hls_foundry.endpoints.publish import Published, publish_bundle
 from hls_foundry.endpoints.settings import PublishSettings
 from hls_foundry.evaluation.evaluate import EvaluationReport
-from hls_foundry.home import resolve_path
 from hls_foundry.models.bundle import with_metrics
+from hls_foundry.progress import progress_bar
 from steps.artifacts import BundleFolder, PromotionRecord
 from steps.materializers import ResultMaterializer
 
@@ -29,9 +29,9 @@ def publish(
     if not promotion.promoted:
         log.info("publish     nothing: version %s was not promoted", promotion.version)
         return Published(uri="", sha256="")
-    with TemporaryDirectory(prefix="hls-publish-") as folder:
+    with TemporaryDirectory(prefix="hls-publish-") as folder, progress_bar("publish") as progress:
         final = with_metrics(bundle.path, Path(folder) / "bundle", metrics=evaluation.summary(), version=promotion.version)
-        published = publish_bundle(final, resolve_path(publishing.folder), task=task.name, version=promotion.version)
+        published = publish_bundle(final, publishing, task=task.name, version=promotion.version, progress=progress)
     version = Client().get_model_version(promotion.model, promotion.version)
     log_metadata(
         {"uri": published.uri, "sha256": published.sha256, "published_by": get_step_context().pipeline_run.name},

@@ -203,6 +203,8 @@ def _refusal(error: ClientError) -> str:
         return f"it is in another region ({code}): set aws.region in the stack file to that region"
     if code == "NoSuchBucket":
         return "the bucket does not exist: create it, or name another in the stack file"
+    if code in ("NoSuchKey", "NoSuchVersion"):
+        return "there is no such object: publish it again"
     if code in BUSY:
         return f"AWS asks to slow down ({code}), also after {ATTEMPTS} attempts: run again in a minute"
     if code in DOWN:
@@ -243,6 +245,8 @@ def _not_asked(what: str, error: BaseException) -> EndpointError:
         )
     if isinstance(error, raised.NoRegionError):
         return EndpointError(f"{what}: no region: set aws.region in the stack file, or AWS_DEFAULT_REGION")
+    if isinstance(error, raised.FlexibleChecksumError):
+        return EndpointError(f"{what}: what arrived does not have the checksum that S3 keeps for it: run again, or publish it again")
     if isinstance(error, raised.ConnectionError | raised.HTTPClientError):
         host = urlsplit(str(facts.get("endpoint_url", ""))).hostname
         return NoAnswer(f"{what}: {host or 'AWS'} does not answer ({type(error).__name__}): check the network and aws.region")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
 
+from hls_foundry.endpoints.aws import Aws
 from tests.endpoints import amazon
 
 
@@ -39,3 +41,14 @@ def aws_environment(moto_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HOME", str(tmp_path))  # ~/.aws/sso/cache
     return moto_url
+
+
+@lru_cache(maxsize=1)
+def _aws_of(url: str) -> Aws:
+    return Aws()
+
+
+@pytest.fixture
+def aws(aws_environment: str) -> Aws:
+    """That user's clients, made once a module: each costs half a second."""
+    return _aws_of(aws_environment)
