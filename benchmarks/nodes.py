@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -177,7 +178,8 @@ def main() -> None:
         parser.error(f"--steps {options.steps}: more than the {WARM_UP} that warm up")
     if len(os.sched_getaffinity(0)) < 2:
         parser.error("two nodes need two cores of this machine")
-    with tempfile.TemporaryDirectory(dir=ROOT) as home:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the cluster does not outlive this
+    with tempfile.TemporaryDirectory() as home:
         cluster = Cluster(Path(home), default_shape(nodes=2, cpus=2))
         cluster.up()
         try:
