@@ -46,7 +46,7 @@ lock: install  ## resolve pyproject.toml again into requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate \
 	  --custom-compile-command "make lock" --upgrade -o requirements.lock
 
-docs: install  ## write docs/configuration.md from the configuration's types
+docs: install  ## write docs/configuration.md and docs/hpc-settings.md from the types in the code
 	$(BIN)/python docs/write_configuration.py
 
 bench: install  ## the figures of docs/performance.md

@@ -155,7 +155,10 @@ def logs(run: str | None, step: str | None, follow: bool) -> None:
 @click.option("--now", is_flag=True, help="At once, without saving what was done since the last checkpoint.")
 @user_errors
 def stop(run: str | None, now: bool) -> None:
-    """Stop RUN (default: what runs on this machine, else the latest run on Slurm); its state is saved."""
+    """Stop RUN; what it has done is saved.
+
+    Default: what runs on this machine, else the latest run on Slurm.
+    """
     from cli.runs import stop_run
 
     stop_run(run, now=now)
@@ -216,7 +219,7 @@ def endpoints(delete: str | None) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key; may be repeated.")
 @user_errors
 def fetch(task: str | None, config: Path | None, data: str | None, overrides: tuple[str, ...]) -> None:
-    """Bring chips and weights here, for compute nodes without a network."""
+    """Fetch chips and weights, for nodes without a network."""
     from cli.fetch import fetch as fetch_all
     from hls_foundry.config import load_config
 
@@ -225,7 +228,7 @@ def fetch(task: str | None, config: Path | None, data: str | None, overrides: tu
 
 @main.group()
 def cluster() -> None:
-    """A real Slurm cluster on this machine, to rehearse --stack hpc."""
+    """A Slurm cluster on this machine, to rehearse --stack hpc."""
 
 
 @cluster.command("up")

@@ -1,13 +1,13 @@
-"""Write docs/configuration.md from the types in hls_foundry/config.py, so that the page cannot lag behind the code."""
+"""Write docs/configuration.md and docs/hpc-settings.md from the types in the code, so that the pages cannot lag behind it."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -23,26 +23,62 @@ Layers, later ones win: `configs/TASK.yaml`, then `--config FILE` (a file with a
 other data the task's recipe.
 """
 
+SLURM_LEAD = """# Slurm settings
+
+Every key that a job on Slurm knows; this page is made from the code by `make docs`. [hpc.md](hpc.md) says how they are used.
+Unknown keys are refused with the nearest known one, values that Slurm would misread with a line that says why.
+"""
+STEP_LEAD = """
+## Of a step
+
+`settings.slurm` of a stack or site file is for all steps, `settings.steps.NAME.slurm` for one; in Python, `SlurmSettings` in a step's
+`settings={"orchestrator": …}`. CPUs, memory and GPUs of each node can be said with ZenML's `resources` as well; what is said here wins.
+"""
+CLUSTER_LEAD = """
+## Of a cluster
+
+The orchestrator's `configuration` in a stack or site file, or options of `zenml orchestrator register --flavor=slurm`.
+It takes the keys of a step too, as defaults for all steps.
+"""
+
 
 def page() -> str:
-    """The page's text."""
+    """The text of configuration.md."""
     parts = [LEAD]
     for name, field in FoundryConfig.model_fields.items():
         part = field.annotation
         assert isinstance(part, type)
         assert issubclass(part, BaseModel)
-        parts.append(f"\n## `{name}`\n\n{(part.__doc__ or '').strip()}\n\n| key | type | default | meaning |\n|---|---|---|---|\n")
-        schema = part.model_json_schema()
-        for key, item in part.model_fields.items():
-            default = "required" if item.default is PydanticUndefined else f"`{_plain(item.default)}`"
-            parts.append(f"| `{key}` | {_kind(schema['properties'][key], schema)} | {default} | {item.description or ''} |\n")
+        parts.append(f"\n## `{name}`\n\n{(part.__doc__ or '').strip()}\n{_table(part, part.model_fields)}")
     return "".join(parts)
+
+
+def slurm_page() -> str:
+    """The text of hpc-settings.md."""
+    from stacks.slurm.settings import SlurmOrchestratorConfig, SlurmSettings
+
+    own = [key for key in SlurmOrchestratorConfig.model_fields if key not in SlurmSettings.model_fields]
+    step, cluster = _table(SlurmSettings, SlurmSettings.model_fields), _table(SlurmOrchestratorConfig, own)
+    return f"{SLURM_LEAD}{STEP_LEAD}{step}{CLUSTER_LEAD}{cluster}"
+
+
+def _table(model: type[BaseModel], keys: Iterable[str]) -> str:
+    """One row a key of `model`."""
+    schema = model.model_json_schema()
+    rows = ["\n| key | type | default | meaning |\n|---|---|---|---|\n"]
+    for key in keys:
+        item = model.model_fields[key]
+        value = item.get_default(call_default_factory=True)
+        default = "required" if item.is_required() else f"`{_plain(value)}`"
+        meaning = (item.description or "").replace("|", "\\|")
+        rows.append(f"| `{key}` | {_kind(schema['properties'][key], schema)} | {default} | {meaning} |\n")
+    return "".join(rows)
 
 
 def _plain(value: Any) -> str:
     return (
         "[" + ", ".join(map(str, value)) + "]"
-        if isinstance(value, tuple)
+        if isinstance(value, tuple | list)
         else str(value).lower()
         if value in (True, False, None)
         else str(value)
@@ -69,8 +105,9 @@ def _kind(schema: dict[str, Any], root: dict[str, Any]) -> str:
         for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
         if key in schema
     ]
-    return " ".join([schema.get("type", "any").replace("null", "none"), *bounds])
+    return " ".join([schema.get("type", "any").replace("null", "none").replace("object", "mapping"), *bounds])
 
 
 if __name__ == "__main__":
-    (Path(__file__).parent / "configuration.md").write_text(page(), encoding="utf-8")
+    for name, text in (("configuration", page()), ("hpc-settings", slurm_page())):
+        (Path(__file__).parent / f"{name}.md").write_text(text, encoding="utf-8")

@@ -49,7 +49,7 @@ class SlurmSettings(BaseSettings):  # type: ignore[misc]  # ZenML's classes are 
     )
     environment: dict[str, str] = Field(default_factory=dict, description="variables of the job; they are in its script, so no secrets")
     warning_s: int = Field(
-        120, ge=30, le=65535, description="how long before the time limit training is told to save, at most half the limit"
+        120, ge=30, le=65535, description="seconds before the time limit at which training is told to save; at most half of the limit"
     )
     max_restarts: int = Field(10, ge=0, le=1000, description="by Slurm: preemption, time limit, node failure")
     max_restarts_without_progress: int = Field(3, ge=0, le=1000, description="restarts in a row without a new checkpoint")
