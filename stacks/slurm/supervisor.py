@@ -7,6 +7,7 @@ Slurm (time limit, preemption, node failure), which goes on with the same attemp
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -41,8 +42,10 @@ class Patience:
     """For Slurm's signal to arrive where the process has ended of it first."""
     term: float = 25
     """From SIGTERM to SIGKILL; Slurm's own (KillWait) is 30 s unless the site says otherwise."""
+    saving: float = 300
+    """From SIGTERM to SIGKILL where somebody asks the step to end, and Slurm does not end its job."""
     reserve: float = 15
-    """Before the end of the job's time, to ask for the restart of a step that did not answer the warning."""
+    """Before the end of the job's time, to ask for the restart of a step that did not answer the warning; at most a third of it."""
     requeue: float = 600
     """For Slurm to answer a request for a restart; a controller may itself be restarting."""
 
@@ -165,12 +168,14 @@ class Supervisor:
                 process.send(signal.SIGUSR1)
                 end = self.own.standing().end
                 if end is not None and not self.watch.terminated:
-                    self.watch.kill_at = time.monotonic() + max(5.0, end - time.time() - self.patience.reserve)
+                    left = end - time.time()
+                    self.watch.kill_at = time.monotonic() + max(5.0, left - min(self.patience.reserve, left / 3))
         elif number in (signal.SIGTERM, signal.SIGINT) and not self.watch.terminated:
             self.watch.terminated = True
             log(f"step {self.name}: {signal.Signals(number).name}, the job is being ended")
-            self.watch.kill_at = time.monotonic() + self.patience.term
             standing = self.own.standing()
+            patience = self.patience.saving if standing.is_ == RUNNING else self.patience.term
+            self.watch.kill_at = min(self.watch.kill_at or math.inf, time.monotonic() + patience)
             if process:
                 if standing.is_ in (RUNNING, UNKNOWN):
                     # Slurm, ending a job, signals all its processes; a second one would hit a step that is on its way out.

@@ -7,10 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from stacks.slurm.attempts import Run
+from stacks.slurm.own_job import Answer, OwnJob
+from stacks.slurm.processes import StepProcess
+from stacks.slurm.supervisor import Supervisor
 from tests.slurm.supervised import ROOT, Cluster, Story, until
 
 SLURM_AWAY = {"SLURM_JOB_ID": "7", "PATH": "/nonexistent"}
@@ -58,6 +64,32 @@ def test_it_gives_way_to_a_start_of_the_job_elsewhere(story: Story) -> None:
     assert "started again elsewhere" in output
     assert story.state == state, "the later start's state.json must stay as it is"
     assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "job_state", "left", "patience"),
+    [
+        (signal.SIGUSR1, "RUNNING", 120, 105),  # what is left but 15 s, to ask for the restart
+        (signal.SIGUSR1, "RUNNING", 15, 10),  # of a short grace time, most of it
+        (signal.SIGTERM, "COMPLETING", 3600, 25),  # Slurm kills soon
+        (signal.SIGTERM, "RUNNING", 3600, 300),  # somebody asks; Slurm does not
+    ],
+)
+def test_a_step_has_as_long_to_save_as_there_is(story: Story, number: int, job_state: str, left: float, patience: float) -> None:
+    story.write("")
+    end = datetime.fromtimestamp(time.time() + left).isoformat(timespec="seconds")
+    said = f"JobId=7 JobState={job_state} Reason=None Dependency=(null) Requeue=1 Restarts=0 BatchFlag=1 EndTime={end} Deadline=N/A"
+    own = OwnJob(7, 0, lambda _: Answer(said))
+    supervisor = Supervisor(story.run, "train", json.loads((story.run / "plan.json").read_text()), own, {})
+    process = StepProcess(["sleep", "60"], os.environ)
+    try:
+        supervisor.state.runs.append(Run(7, 0, 1, "", ""))
+        supervisor._heed(number, process)
+        assert supervisor.watch.kill_at
+        assert abs(supervisor.watch.kill_at - time.monotonic() - patience) < 2
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        os.waitpid(process.pid, 0)
 
 
 def test_a_step_that_is_done_is_not_done_again(story: Story) -> None:
