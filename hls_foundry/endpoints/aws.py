@@ -219,8 +219,9 @@ def _action(message: str) -> str:
 
 
 def _permission(operation: str) -> str:
-    """What HEAD requests need is called otherwise."""
-    return {"HeadBucket": "s3:ListBucket", "HeadObject": "s3:GetObject and s3:ListBucket"}.get(operation, f"for {operation}")
+    """What some requests need is called otherwise."""
+    others = {"HeadBucket": "s3:ListBucket", "ListObjectsV2": "s3:ListBucket", "HeadObject": "s3:GetObject and s3:ListBucket"}
+    return others.get(operation, f"for {operation}")
 
 
 def _not_asked(what: str, error: BaseException) -> EndpointError:

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 PART = 8 << 20
 """Bytes of a part: 10,000 parts of it, the most that S3 takes, are ten times the largest bundle."""
 
+READ = 32 << 20
+"""Bytes fetched by one request; reading back holds at most ten of them in memory."""
+
 THREADS = 8
 FORGOTTEN = timedelta(hours=1)
 """Age from which an unfinished upload of the very same object counts as left by a process that was killed."""
@@ -74,7 +77,7 @@ class S3Objects:
         """Raises EndpointError (one line): no such bucket, of somebody else, in another region than ours."""
         what = f"s3://{bucket}"
         with aws_errors(what), _head("NoSuchBucket"):
-            region = self._s3.head_bucket(Bucket=bucket).get("BucketRegion")
+            region = self._head_bucket(bucket).get("BucketRegion")
         if region and region != self.aws.region:
             # botocore would follow; SageMaker would not: it takes models only from its own region.
             raise EndpointError(
@@ -112,7 +115,7 @@ class S3Objects:
             with aws_errors(f"download of {source.uri}"), _head("NoSuchKey"):
                 size = int(self._s3.head_object(Bucket=source.bucket, Key=source.key)["ContentLength"])
                 with partial.open("wb") as file:
-                    self._s3.download_fileobj(source.bucket, source.key, file, Callback=_counter(size, progress), Config=self._transfer)
+                    self._s3.download_fileobj(source.bucket, source.key, file, Callback=_counter(size, progress), Config=self._reading)
             with partial.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if sha256 is not None and found != sha256:
@@ -136,6 +139,18 @@ class S3Objects:
         """Raises EndpointError; an object that is not there is no error."""
         with aws_errors(f"deletion of {what.uri}"):
             self._s3.delete_object(Bucket=what.bucket, Key=what.key)
+
+    def _head_bucket(self, bucket: str) -> dict[str, Any]:
+        """HEAD has no body: expired credentials are a bare 400, unknown ones a 403. A GET that needs the same right says what it is."""
+        from botocore.exceptions import ClientError
+
+        try:
+            found: dict[str, Any] = self._s3.head_bucket(Bucket=bucket)
+        except ClientError as error:
+            if error_code(error) in ("400", "403"):
+                self._s3.list_objects_v2(Bucket=bucket, MaxKeys=1)
+            raise
+        return found
 
     # -- an upload, step by step
 
@@ -166,7 +181,9 @@ class S3Objects:
             options |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": attributes.kms_key}
         size = path.stat().st_size
         with path.open("rb") as file:
-            self._s3.upload_fileobj(file, to.bucket, to.key, ExtraArgs=options, Callback=_counter(size, progress), Config=self._transfer)
+            self._s3.upload_fileobj(
+                file, to.bucket, to.key, ExtraArgs=options, Callback=_counter(size, progress), Config=self._transfer(self._part)
+            )
 
     def _holds(self, of: Location, sha256: str, size: int, progress: Progress | None) -> bool:
         from botocore.exceptions import FlexibleChecksumError
@@ -179,7 +196,7 @@ class S3Objects:
     def _digest(self, of: Location, size: int, progress: Progress | None) -> str:
         """Streamed by boto3's transfer manager, which fetches ranges beside each other and again where a connection breaks."""
         stream = _Hash()
-        self._s3.download_fileobj(of.bucket, of.key, stream, Callback=_counter(size, progress), Config=self._transfer)
+        self._s3.download_fileobj(of.bucket, of.key, stream, Callback=_counter(size, progress), Config=self._reading)
         return stream.sha256.hexdigest()
 
     def _forget_unfinished(self, to: Location) -> None:
@@ -200,11 +217,14 @@ class S3Objects:
     def _s3(self) -> Any:
         return self.aws.client("s3")
 
-    @property
-    def _transfer(self) -> Any:
+    def _transfer(self, part: int, threads: int = THREADS) -> Any:
         from boto3.s3.transfer import TransferConfig
 
-        return TransferConfig(multipart_threshold=self._part, multipart_chunksize=self._part, max_concurrency=THREADS)
+        return TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=threads)
+
+    @property
+    def _reading(self) -> Any:
+        return self._transfer(READ, threads=4)
 
 
 class _Hash:

@@ -21,7 +21,7 @@ import pytest
 from hls_foundry.endpoints.aws import Aws, AwsSettings, NoAnswer
 from hls_foundry.endpoints.s3 import Attributes, Location, S3Objects, parse_uri
 from hls_foundry.errors import EndpointError
-from tests.endpoints.amazon import ACCOUNT, REGION
+from tests.endpoints.amazon import ACCOUNT, REGION, answering
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -190,6 +190,23 @@ def test_a_missing_bucket_is_said_plainly(s3: S3Objects, tmp_path: Path) -> None
     with pytest.raises(EndpointError, match="the bucket does not exist"):
         s3.upload(path, Location("nowhere", "x"), sha256=digest)
     s3.check_bucket("models")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "line"),
+    [
+        (400, "ExpiredToken", "the AWS credentials have expired"),
+        (403, "InvalidAccessKeyId", "AWS does not know these credentials"),
+        (403, "AccessDenied", "access denied: you need the permission s3:ListBucket"),
+    ],
+)
+def test_what_a_head_request_does_not_tell_is_asked_for(
+    status: int, code: str, line: str, aws_environment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering(lambda method, path: (status, f"<Error><Code>{code}</Code><Message>x</Message></Error>")) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        with pytest.raises(EndpointError, match=f"s3://models: {line}"):
+            S3Objects(Aws()).check_bucket("models")
 
 
 def test_a_bucket_in_another_region_is_refused_with_its_region(s3: S3Objects) -> None:
