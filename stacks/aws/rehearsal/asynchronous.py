@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stacks.aws.rehearsal.cloud import Cloud, NoObject
+from stacks.aws.rehearsal.containers import Surroundings
 from stacks.aws.rehearsal.endpoints import Endpoint
 from stacks.aws.rehearsal.limits import Limits
 from stacks.aws.rehearsal.wire import RuntimeFault, to_container_later, validation
@@ -47,18 +48,20 @@ def accept(endpoint: Endpoint, headers: Mapping[str, str], inline: bytes, limits
     return Accepted(headers.get(f"{PREFIX}inference-id", name), f"{output}/{name}.out", f"{failure}/{name}-error.out" if failure else "")
 
 
-async def work(endpoint: Endpoint, accepted: Accepted, headers: Mapping[str, str], inline: bytes, cloud: Cloud, limits: Limits) -> None:
+async def work(
+    endpoint: Endpoint, accepted: Accepted, headers: Mapping[str, str], inline: bytes, around: Surroundings, limits: Limits
+) -> None:
     """Wait for a place, call a container, and write what comes of it."""
+    cloud, inputs = around.cloud, around.home / "containers" / "inputs"
+    inputs.mkdir(parents=True, exist_ok=True)
     assert endpoint.queue is not None
-    assert endpoint.fleet is not None
     async with endpoint.queue:
-        fleet = endpoint.fleet
-        folder = fleet.containers[0].folder if fleet.containers else Path("/nonexistent")
-        input_file = folder / f"input-{uuid.uuid4().hex}"
+        input_file = inputs / uuid.uuid4().hex
         try:
             body = inline or await _download(headers[f"{PREFIX}inputlocation"], input_file, cloud, limits)
             seconds = float(headers.get(f"{PREFIX}invocationtimeoutseconds") or limits.async_model_s)
-            reply = await fleet.invoke(body, to_container_later(headers), seconds)
+            assert endpoint.fleet is not None  # as it is now: an update may have come while the input was fetched
+            reply = await endpoint.fleet.invoke(body, to_container_later(headers), seconds)
             kind = reply.headers.get("content-type", "application/octet-stream")
             await asyncio.to_thread(cloud.store, accepted.output, reply.content, kind)
         except RuntimeFault as fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import tarfile
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 from stacks.aws.rehearsal.credentials import REGION, ROLE_KEY_ID, ROLE_TOKEN, SECRET
 
+log = logging.getLogger("rehearsal")
 FLUSH_S = 0.1
 LINE = 256_000  # bytes of one event, https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/cloudwatch_limits_cwl.html
 
@@ -39,6 +41,8 @@ class Cloud:
         self._url = url
         self._lock = threading.Lock()
         self._clients: dict[str, Any] = {}
+        self.closing = False
+        """The rehearsal is being taken down, its control plane with it: lines for its logs go nowhere."""
 
     def client(self, service: str, region: str = REGION) -> Any:
         with self._lock:
@@ -122,6 +126,16 @@ class LogStream:
             await asyncio.to_thread(self._send, events)
 
     def _send(self, events: list[dict[str, Any]]) -> None:
+        from botocore.exceptions import BotoCoreError
+
+        if self._cloud.closing:
+            return
+        try:
+            self._put(events)
+        except BotoCoreError as error:
+            log.warning("%d lines of %s are lost: %s", len(events), self.name, error)
+
+    def _put(self, events: list[dict[str, Any]]) -> None:
         logs = self._cloud.client("logs", self._region)
         if not self._made:
             for make, names in ((logs.create_log_group, {}), (logs.create_log_stream, {"logStreamName": self.name})):

@@ -25,7 +25,7 @@ from stacks.slurm.rehearsal_ports import free_ports
 
 PING_S = 0.05
 STOP_S = 1.0
-LONGEST_PAUSE_S = 5.0
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.3, 5.0
 COMMAND = (sys.executable, "-P", "-m", "hls_foundry.serving", "serve")
 
 
@@ -84,6 +84,7 @@ class Container:
     async def stop(self) -> None:
         """End the process and forget the model."""
         self._stopping, self.healthy = True, False
+        await self._hang_up()  # without connections that are kept, its process ends at once
         process = self.process
         if process is not None and process.returncode is None:
             for number in (signal.SIGTERM, signal.SIGKILL):
@@ -95,7 +96,6 @@ class Container:
                         break
         if self._watch is not None and self._watch is not asyncio.current_task():
             self._watch.cancel()
-        await self._hang_up()
         await self.log.flush()
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
@@ -196,7 +196,7 @@ class Container:
 
     async def _keep(self) -> None:
         """Start the process again whenever it ends, after a pause that grows while it keeps ending."""
-        pause = 0.1
+        pause = SHORTEST_PAUSE_S
         while self.process is not None:
             code = await self.process.wait()
             if self._stopping:
@@ -206,7 +206,7 @@ class Container:
             self.ended()
             await asyncio.sleep(pause)
             await self._spawn()
-            pause = 0.1 if await self._answers() else min(2 * pause, LONGEST_PAUSE_S)
+            pause = SHORTEST_PAUSE_S if await self._answers() else min(2 * pause, LONGEST_PAUSE_S)
 
     def ended(self) -> None:
         """The process has ended by itself; what it held is gone."""

@@ -17,6 +17,7 @@ from stacks.aws.rehearsal.orders import Order
 from stacks.aws.rehearsal.wire import not_found, validation
 
 log = logging.getLogger("rehearsal")
+ROLLBACK_S = 0.2
 Key = tuple[str, str]
 
 
@@ -45,7 +46,6 @@ class Endpoints:
         self.surroundings = surroundings
         self._held: dict[Key, Endpoint] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self.stopping = False
 
     def states(self, region: str) -> dict[str, dict[str, str]]:
         return {name: endpoint.state() for (there, name), endpoint in self._held.items() if there == region}
@@ -81,7 +81,7 @@ class Endpoints:
 
     async def close(self) -> None:
         """Stop everything, without waiting for calls in flight."""
-        self.stopping = True
+        self.surroundings.cloud.closing = True
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -101,11 +101,13 @@ class Endpoints:
         await asyncio.sleep(max(0.0, started + order.seconds - time.monotonic()))
         endpoint.pending = ""
         if reason:
+            if endpoint.fleet:
+                endpoint.status = "RollingBack"
+                await asyncio.sleep(ROLLBACK_S)
             endpoint.reason = reason
             endpoint.status = "InService" if endpoint.fleet else "Failed"
             return
         old, endpoint.fleet = endpoint.fleet, fleet
-        # Its Failed state says why; what is in service has no reason to show.
         endpoint.order, endpoint.status, endpoint.reason = order, "InService", ""
         endpoint.queue = asyncio.Semaphore(order.asynchronous["concurrency"] * order.instances) if order.asynchronous else None
         if old is not None:

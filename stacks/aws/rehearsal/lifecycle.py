@@ -1,9 +1,11 @@
 """Starts and stops the rehearsal of AWS, and says how a client reaches it.
 
-HOME/rehearsal/lock             held while it is started or stopped
-HOME/rehearsal/rehearsal.json   what runs, replaced atomically
-HOME/rehearsal/*.log            of its two processes
-HOME/rehearsal/containers/      models that its endpoints serve, unpacked
+    HOME/rehearsal/lock             held while it is started or stopped
+    HOME/rehearsal/rehearsal.json   what runs, replaced atomically
+    HOME/rehearsal/*.log            of its two processes
+    HOME/rehearsal/containers/      models that its endpoints serve, unpacked
+
+Objects, endpoints and all else live in the memory of the control plane: they last until `down`, and no longer.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import fcntl
 import importlib.util
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,6 +44,7 @@ class Rehearsal:
         self.home = home.resolve() / "rehearsal"
         self.say = say
         self._threads = threads
+        self._prepared: tuple[Process | None, Prepared] | None = None
 
     @property
     def record(self) -> Record | None:
@@ -88,13 +92,16 @@ class Rehearsal:
     def up(self) -> None:
         """Start it and return when it answers; one that is up already stays as it is. Raises EndpointError (one line).
 
-        What is left of one that is gone, or half gone, is removed first; a start that fails or is interrupted leaves nothing.
+        A runtime that has died alone is started again, with its endpoints. What is left of a rehearsal that is gone otherwise is removed
+        first; a start that fails or is interrupted leaves nothing.
         """
         if importlib.util.find_spec("moto") is None:
             raise EndpointError("the rehearsal needs moto, which is not installed: pip install 'moto[s3,server]' (or: make install)")
         with self._locked():
             found = self._readable()
-            if found and found.complete and _alive(found.control) and _alive(found.runtime):
+            if found and found.complete and _alive(found.control):
+                if not _alive(found.runtime):
+                    self._restart_runtime(found)
                 self.say(f"the rehearsal is up already, since {found.started}")
                 return
             if self._remove():
@@ -116,26 +123,42 @@ class Rehearsal:
 
         Raises EndpointError where the rehearsal is not up.
         """
-        return prepare(self._current().control_url)
+        record = self._current()
+        if self._prepared is None or self._prepared[0] != record.control:
+            self._prepared = (record.control, prepare(record.control_url))
+        return self._prepared[1]
 
     # -- parts of a start
 
     def _start(self) -> Record:
-        threads = {} if self._threads is None else {"OMP_NUM_THREADS": str(self._threads)}
         with listen() as control, listen() as runtime:
             ports = (control.getsockname()[1], runtime.getsockname()[1])
             record = Record(datetime.now(UTC).isoformat(timespec="seconds"), *ports)
             write_record(self.home, record)
             record = replace(record, control=start_module(CONTROL, control, self.home, {"HLS_REHEARSAL_RUNTIME": record.runtime_url}))
             write_record(self.home, record)
-            settings = {"HLS_REHEARSAL_CONTROL": record.control_url, **threads}
-            record = replace(record, runtime=start_module(RUNTIME, runtime, self.home, settings))
-            write_record(self.home, record)
-        for name, url, process in (("control_plane", record.control_url, record.control), ("runtime", record.runtime_url, record.runtime)):
-            self._wait(name, url, process)
+            record = self._start_runtime(record, runtime)
+        self._wait("control_plane", record.control_url, record.control)
+        self._wait("runtime", record.runtime_url, record.runtime)
         record = replace(record, complete=True)
         write_record(self.home, record)
         return record
+
+    def _start_runtime(self, record: Record, listening: socket.socket) -> Record:
+        threads = {} if self._threads is None else {"OMP_NUM_THREADS": str(self._threads)}
+        settings = {"HLS_REHEARSAL_CONTROL": record.control_url, **threads}
+        record = replace(record, runtime=start_module(RUNTIME, listening, self.home, settings))
+        write_record(self.home, record)
+        return record
+
+    def _restart_runtime(self, record: Record) -> None:
+        """Start the runtime on its port; the control plane tells it what to run. Its containers of before are ended first."""
+        end_all(self.home, but=record.control)
+        shutil.rmtree(self.home / "containers", ignore_errors=True)
+        with listen(record.runtime_port) as listening:
+            record = self._start_runtime(record, listening)
+        self._wait("runtime", record.runtime_url, record.runtime)
+        self.say("the rehearsal's runtime had ended: started again, with its endpoints")
 
     def _wait(self, name: str, url: str, process: Process | None) -> None:
         deadline = time.monotonic() + READY_S

@@ -12,8 +12,8 @@ from typing import Any
 from moto.servicequotas.exceptions import NoSuchResource
 from moto.servicequotas.responses import ServiceQuotasResponse
 
-INSTANCES = 4
-"""Of each type; AWS gives new accounts as few."""
+INSTANCES = 8
+"""Of each type; AWS gives new accounts few."""
 SERVERLESS_CONCURRENCY = 10
 TYPES = ("t2.medium", "m5.large", "m5.xlarge", "m6i.large", "c5.large", "c5.xlarge", "c6i.xlarge", "g4dn.xlarge", "g5.xlarge")
 NAMES = {f"ml.{kind} for endpoint usage": INSTANCES for kind in TYPES} | {

@@ -80,13 +80,13 @@ class Runtime:
         """InvokeEndpointAsync. Raises RuntimeFault."""
         endpoint, _ = self.endpoints.serving(caller.region, name, ACCOUNT)
         limits = self.endpoints.limits
-        inline = await read_body(request, limits.async_inline)
+        inline = await read_body(request, limits.body)
         headers = dict(request.headers)
         accepted = asynchronous.accept(endpoint, headers, inline, limits)
         if endpoint.throttled_calls > 0:
             endpoint.throttled_calls -= 1
             raise throttled()
-        task = asyncio.create_task(asynchronous.work(endpoint, accepted, headers, inline, self.surroundings.cloud, limits))
+        task = asyncio.create_task(asynchronous.work(endpoint, accepted, headers, inline, self.surroundings, limits))
         self._later.add(task)
         task.add_done_callback(self._later.discard)
         told = {"X-Amzn-SageMaker-OutputLocation": accepted.output}
@@ -123,10 +123,9 @@ def create_app(surroundings: Surroundings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         warm = asyncio.create_task(asyncio.to_thread(surroundings.cloud.client, "s3"))  # its import takes most of a second
-        resume = asyncio.create_task(runtime.resume())
+        await runtime.resume()  # before it answers: endpoints that it does not name are taken for deleted
         yield
         warm.cancel()
-        resume.cancel()
         await runtime.close()
 
     app = FastAPI(title="SageMaker runtime, rehearsed", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)

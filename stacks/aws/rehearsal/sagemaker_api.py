@@ -7,6 +7,7 @@ https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_DescribeEndpoint.h
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from moto.core.exceptions import ServiceException
@@ -16,6 +17,7 @@ from moto.sagemaker.exceptions import ValidationError
 from moto.sagemaker.models import FakeEndpoint, Model, sagemaker_backends
 from moto.sagemaker.responses import SageMakerResponse
 
+from hls_foundry.errors import EndpointError
 from stacks.aws.rehearsal import checks
 from stacks.aws.rehearsal.credentials import ACCOUNT
 from stacks.aws.rehearsal.faults import FAIL_TAG, SECONDS_TAG
@@ -32,11 +34,19 @@ class ResourceLimitExceeded(ServiceException):
     code = "ResourceLimitExceeded"
 
 
+class ServiceUnavailable(ServiceException):
+    """The runtime has died: `rehearsal up` starts it again."""
+
+    code = "ServiceUnavailable"
+
+
 class SageMakerApi(SageMakerResponse):
     """One request. Methods are named after SageMaker's operations, as moto calls them; each raises what AWS answers."""
 
     runtime_url: ClassVar[str] = ""
     _lock: ClassVar[threading.RLock] = threading.RLock()  # moto answers on several threads and has none of its own
+
+    _sent: ClassVar[dict[tuple[str, str, str], Order]] = {}
 
     # -- models
 
@@ -89,11 +99,11 @@ class SageMakerApi(SageMakerResponse):
                 self._refresh()  # one that is deleted by now is no duplicate
             if name in self.sagemaker_backend.endpoints:
                 raise ValidationError(message=f'Cannot create already existing endpoint "{self._arn("endpoint", name)}".')
-            self._check_quota(self._get_param("EndpointConfigName"))
+            self._check_quota(name, self._get_param("EndpointConfigName"))
             created = super().create_endpoint()
             endpoint = self.sagemaker_backend.endpoints[name]
             endpoint.endpoint_status = "Creating"
-            call(self.runtime_url, "endpoints", self._order(endpoint, endpoint.endpoint_config_name).json())
+            self._send(self._order(endpoint, endpoint.endpoint_config_name))
             return created
 
     def update_endpoint(self) -> ActionResult:
@@ -103,8 +113,8 @@ class SageMakerApi(SageMakerResponse):
                 raise ValidationError(message=f'Cannot update in-progress endpoint "{endpoint.arn}".')
             config = self._get_param("EndpointConfigName")
             self.sagemaker_backend.describe_endpoint_config(config)  # refuses one that there is not
-            self._check_quota(config)
-            call(self.runtime_url, "endpoints", self._order(endpoint, config).json())
+            self._check_quota(endpoint.endpoint_name, config)
+            self._send(self._order(endpoint, config))
             endpoint.endpoint_status, endpoint.last_modified_time = "Updating", utcnow()
             return ActionResult({"EndpointArn": endpoint.arn})
 
@@ -169,13 +179,18 @@ class SageMakerApi(SageMakerResponse):
     @classmethod
     def all_orders(cls) -> list[Order]:
         """What a runtime that starts again has to run."""
-        request = cls()
         found = []
         for region, backend in list(sagemaker_backends[ACCOUNT].items()):
-            request.region, request.current_account = region, ACCOUNT
-            kept = [endpoint for endpoint in list(backend.endpoints.values()) if endpoint.endpoint_status not in ("Failed", "Deleting")]
-            found += [request._order(endpoint, endpoint.endpoint_config_name) for endpoint in kept]
+            for endpoint in list(backend.endpoints.values()):
+                order = cls._sent.get((region, endpoint.endpoint_name, endpoint.endpoint_config_name))
+                if order is not None and endpoint.endpoint_status != "Deleting":
+                    found.append(replace(order, fail=endpoint.failure_reason or "") if endpoint.endpoint_status == "Failed" else order)
         return found
+
+    def _send(self, order: Order) -> None:
+        # Kept: a configuration or a model that an endpoint was made of may be deleted, and the endpoint goes on.
+        self._sent[order.region, order.name, order.config] = order
+        call(self.runtime_url, "endpoints", order.json())
 
     def _existing(self) -> FakeEndpoint:
         """The endpoint that the request names, with its state of now. Raises ValidationError."""
@@ -187,7 +202,10 @@ class SageMakerApi(SageMakerResponse):
 
     def _states(self) -> dict[str, dict[str, Any]]:
         """By name: status, reason, config (in force), pending (being deployed)."""
-        return dict(call(self.runtime_url, f"states/{self.region}"))
+        try:
+            return dict(call(self.runtime_url, f"states/{self.region}"))
+        except EndpointError as error:
+            raise ServiceUnavailable(str(error)) from None
 
     def _refresh(self) -> None:
         """Take over from the runtime what has become of the endpoints."""
@@ -239,14 +257,21 @@ class SageMakerApi(SageMakerResponse):
             seconds=float(tags.get(SECONDS_TAG) or 0),
         )
 
-    def _check_quota(self, config_name: str) -> None:
+    def _check_quota(self, name: str, config_name: str) -> None:
+        """Raises ResourceLimitExceeded where this endpoint with the others has more instances of one type than the account may."""
+        kind, count = self._instances(config_name)
+        others = [one for one in self.sagemaker_backend.endpoints.values() if one.endpoint_name != name and one.endpoint_status != "Failed"]
+        used = sum(held for there, held in (self._instances(one.endpoint_config_name) for one in others) if there == kind)
+        if kind and used + count > INSTANCES:
+            use = f"with current utilization of {used} Instances and a request delta of {count} Instances"
+            limit = f"The account-level service limit '{kind} for endpoint usage' is {INSTANCES} Instances, {use}."
+            raise ResourceLimitExceeded(f"{limit} Please use AWS Service Quotas to request an increase for this quota.")
+
+    def _instances(self, config_name: str) -> tuple[str, int]:
+        """Type and number of a configuration's instances; ("", 0) for a serverless one, and for one that is deleted."""
         config = self.sagemaker_backend.endpoint_configs.get(config_name)
         variant = config.production_variants[0] if config else {}
-        count = int(variant.get("InitialInstanceCount") or 0)
-        if count > INSTANCES:
-            use = f"with current utilization of 0 Instances and a request delta of {count} Instances"
-            limit = f"The account-level service limit '{variant['InstanceType']} for endpoint usage' is {INSTANCES} Instances, {use}."
-            raise ResourceLimitExceeded(f"{limit} Please use AWS Service Quotas to request an increase for this quota.")
+        return str(variant.get("InstanceType") or ""), int(variant.get("InitialInstanceCount") or 0)
 
     def _arn(self, kind: str, name: str) -> str:
         return f"arn:aws:sagemaker:{self.region}:{self.current_account}:{kind}/{name}"
