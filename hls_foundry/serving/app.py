@@ -12,6 +12,7 @@ import importlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
@@ -119,7 +120,7 @@ class Serving:
 
     def __init__(self, settings: ServingSettings) -> None:
         self.settings = settings
-        self.models = ModelRegistry(settings.model_memory_mb)
+        self.models = ModelRegistry(settings.model_memory_mb, partial(load_model, sha256=settings.model_sha256))
         self.admission = Admission(settings)
         self.workers = Workers(settings.workers)
         self.images = S3Images(settings)

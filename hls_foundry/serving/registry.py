@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,11 +33,11 @@ class LoadedModel:
     size: int  # bytes of its weights
 
 
-def load_model(name: str, folder: Path, *, sha256: str | None = None) -> LoadedModel:
+def load_model(name: str, folder: Path, *, sha256: Collection[str] = ()) -> LoadedModel:
     """The bundle in `folder` (its files, or model.tar.gz), ready and warmed up.
 
-    `sha256`: of the archive, of the weights file, or the bundle's own, whichever travelled along.
-    Raises BundleError (one line) for an empty folder, a bundle of another schema, or one whose digest is not `sha256`.
+    `sha256`: digests that are good, each of the archive, of the weights file, or the bundle's own, whichever travelled along; none: all.
+    Raises BundleError (one line) for an empty folder, a bundle of another schema, or one of another digest.
     """
     if not any((folder / file).is_file() for file in ("model.json", ARCHIVE)):
         raise BundleError(f"{folder} holds no model: it needs a bundle's model.json and {WEIGHTS}, or {ARCHIVE}")
@@ -59,8 +59,9 @@ def load_model(name: str, folder: Path, *, sha256: str | None = None) -> LoadedM
             digests |= {bundle.sha256, weights_digest(unpacked)}
         finally:
             shutil.rmtree(unpacked, ignore_errors=True)
-    if sha256 and sha256 not in digests:
-        raise BundleError(f"the model in {folder} has digest {bundle.sha256}, not {sha256} (HLS_MODEL_SHA256): fetch it again")
+    if sha256 and digests.isdisjoint(sha256):
+        wanted = " or ".join(sorted(sha256))
+        raise BundleError(f"the model in {folder} has digest {bundle.sha256}, not {wanted} (HLS_MODEL_SHA256): fetch it again")
     predictor = Predictor(bundle)
     # The first pass of a process prepares kernels; the first client should not wait for that.
     predictor.probabilities(np.zeros((6, predictor.tile, predictor.tile), np.float32))

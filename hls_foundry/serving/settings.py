@@ -14,6 +14,9 @@ from hls_foundry.errors import ConfigError
 MB = 1024 * 1024
 
 
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
 def _names(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
@@ -24,8 +27,8 @@ class ServingSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     model_dir: Path = Field(Path("/opt/ml/model"), alias="SM_MODEL_DIR", description="bundle folder, or a folder that holds model.tar.gz")
-    model_sha256: str | None = Field(
-        None, alias="HLS_MODEL_SHA256", pattern=r"^[0-9a-f]{64}$", description="digest the model must have, else the server does not start"
+    model_sha256: Annotated[tuple[Digest, ...], BeforeValidator(_names)] = Field(
+        (), alias="HLS_MODEL_SHA256", description="digests, comma-separated: a model of another one is not loaded; none: any"
     )
     host: str = Field("0.0.0.0", alias="HLS_HOST")
     port: Annotated[int, Field(ge=1, le=65535)] = Field(8080, alias="SAGEMAKER_BIND_TO_PORT")

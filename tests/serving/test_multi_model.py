@@ -57,6 +57,17 @@ def test_each_name_answers_with_its_own_model(platform: RunningServer, bundle: P
         assert reply.headers["x-amzn-sagemaker-custom-attributes"] == f"model_sha256={load_bundle(folder).sha256}"
 
 
+def test_models_of_other_digests_than_those_deployed_are_not_loaded(bundle: Path, tmp_path: Path) -> None:
+    other = tiny_bundle(tmp_path / "other", seed=7)
+    digests = f"{'0' * 64},{load_bundle(bundle).sha256}"
+    with RunningServer(tmp_path / "log", SAGEMAKER_MULTI_MODEL="true", HLS_MODEL_SHA256=digests) as server:
+        server.wait_ready()
+        assert load(server, "good", bundle).status == 200
+        refused = load(server, "changed", other)
+    assert (refused.status, refused.json()["error"]) == (422, "bad_model")
+    assert "HLS_MODEL_SHA256" in refused.json()["detail"]
+
+
 def test_a_loaded_name_is_a_409(platform: RunningServer, bundle: Path) -> None:
     assert load(platform, "burn", bundle).status == 200
     assert load(platform, "burn", bundle).status == 409

@@ -117,9 +117,9 @@ def test_serving_starts_without_what_it_does_not_serve_with(bundle: Path) -> Non
 def test_the_digest_of_the_folder_is_accepted_too(bundle: Path, tmp_path: Path) -> None:
     from hls_foundry.serving.registry import load_model
 
-    assert load_model("m", bundle, sha256=load_bundle(bundle).sha256).name == "m"
+    assert load_model("m", bundle, sha256={load_bundle(bundle).sha256}).name == "m"
     pack_bundle(bundle, tmp_path / "model.tar.gz")
-    assert load_model("m", tmp_path, sha256=load_bundle(bundle).sha256).name == "m"
+    assert load_model("m", tmp_path, sha256={load_bundle(bundle).sha256}).name == "m"
 
 
 @pytest.mark.parametrize("arguments", [[], ["train"]])

@@ -37,6 +37,7 @@ def test_defaults_are_the_contracts() -> None:
         ("SAGEMAKER_BIND_TO_PORT", "70000"),
         ("HLS_QUEUE", "-1"),
         ("HLS_MODEL_SHA256", "abc"),
+        ("HLS_MODEL_SHA256", f"{'a' * 64},abc"),
         ("HLS_WORKERS", "0"),
     ],
 )
