@@ -9,9 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import boto3
-from botocore.config import Config
-
 from stacks.aws.rehearsal import Prepared, Rehearsal
 from stacks.aws.rehearsal.credentials import KEY_ID, REGION, SECRET
 
@@ -30,7 +27,10 @@ def until(look: Callable[[], Found]) -> Found:
 
 @lru_cache
 def _client(service: str, url: str, retries: int) -> Any:
-    """Made once for all tests: making one takes up to half a second on a busy machine."""
+    """Made once for all tests: making one takes up to half a second on a busy machine. Imports late: every test session reads this."""
+    import boto3
+    from botocore.config import Config
+
     config = Config(retries={"mode": "standard", "total_max_attempts": retries + 1})
     session = boto3.Session(aws_access_key_id=KEY_ID, aws_secret_access_key=SECRET, region_name=REGION)
     return session.client(service, endpoint_url=url, config=config)

@@ -17,6 +17,8 @@ from stacks.slurm.rehearsal_processes import Process, end
 MARK = "HLS_REHEARSAL_OF"
 """In the environment of each of its processes, the containers too: the folder of the rehearsal."""
 
+ROUNDS = 5
+
 
 def module_environment(folder: Path) -> dict[str, str]:
     """What a Python process of the rehearsal in `folder` starts with: nothing of the user's but the search path, HOME and the language."""
@@ -71,14 +73,19 @@ def marked(folder: Path) -> list[Process]:
 
 
 def end_all(folder: Path, *, but: Process | None = None, patience_s: float = 1.5) -> int:
-    """End every process of the rehearsal in `folder`, except `but`; returns how many there were."""
+    """End every process of the rehearsal in `folder`, except `but`; returns how many there were. Raises EndpointError where one stays."""
     count = 0
-    while living := [process for process in marked(folder) if process != but]:  # the runtime may have been about to start one
+    for _ in range(ROUNDS):  # the runtime may have been about to start one
+        living = [process for process in marked(folder) if process != but]
+        if not living:
+            return count
         count += len(living)
         end(living, patience_s)
         for process in living:
             with suppress(ChildProcessError):  # where we started it ourselves, nobody else reaps it
                 os.waitpid(process.pid, os.WNOHANG)
+    if stays := [process.pid for process in marked(folder) if process != but]:
+        raise EndpointError(f"processes {stays} of the rehearsal do not end, not even killed: see why (ps -p {stays[0]})")
     return count
 
 
