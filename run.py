@@ -20,6 +20,7 @@ DEFAULT_PIPELINE = {"local": "all", "hpc": "train", "aws": "deploy"}
 EXIT_USER, EXIT_INTERRUPTED, EXIT_PREEMPTED = 2, 130, 85
 
 stack_option = click.option("--stack", default="local", show_default=True, help="stacks/NAME.yaml: where it runs.")
+rehearse_option = click.option("--rehearse", is_flag=True, help="With --stack aws: stand-ins of AWS on this machine.")
 site_option = click.option("--site", help="stacks/sites/NAME.yaml: which cluster.  [default: rehearsal where it is up, else cpu]")
 
 
@@ -58,6 +59,7 @@ def _fail(line: str, code: int) -> None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the summary to FILE as well ('-': standard output).")
 @click.option("--no-cache", is_flag=True, help="Run every step again.")
 @click.option("--detach", is_flag=True, help="On a cluster: return after submission.")
+@rehearse_option
 @click.option("--dry-run", is_flag=True, help="Check configuration, stack and source, say what would run, and stop.")
 @click.pass_context
 @user_errors
@@ -73,6 +75,7 @@ def main(
     json_file: Path | None,
     no_cache: bool,
     detach: bool,
+    rehearse: bool,
     dry_run: bool,
 ) -> None:
     """Labelled HLS chips in, tested endpoint out.
@@ -81,6 +84,7 @@ def main(
     """
     if context.invoked_subcommand:
         return
+    _enter_rehearsal(rehearse, stack)
     from hls_foundry.config import load_config
     from stacks.definition import load_stack
 
@@ -105,6 +109,13 @@ def main(
     if summary is not None:
         write(summary, json_file)
         sys.exit(summary.exit_code)
+
+
+def _enter_rehearsal(rehearse: bool, stack: str) -> None:
+    if rehearse:
+        from cli.rehearsal import enter
+
+        enter(stack)
 
 
 def _environment(stack: str) -> dict[str, str]:
@@ -165,51 +176,54 @@ def stop(run: str | None, now: bool) -> None:
 
 
 @main.command()
-@click.argument("scene", type=click.Path(path_type=Path))
+@click.argument("scene", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(path_type=Path), help="FILE.tif, FILE.geojson or FILE.gpkg.  [default: SCENE_prediction.tif beside it]"
 )
 @click.option("--task", default="burn_scars", show_default=True)
 @click.option("--bundle", type=click.Path(path_type=Path), help="A bundle folder or model.tar.gz.  [default: the one last deployed]")
-@click.option("--endpoint", help="Ask this endpoint instead of predicting in this process.")
+@click.option("--endpoint", help="Ask this endpoint, here or on SageMaker, instead of predicting in this process.")
+@click.option("--rehearse", is_flag=True, help="The endpoint is on the rehearsal of AWS.")
 @click.option("--bands", help="Six band numbers or names, comma-separated.  [default: by the file]")
 @click.option("--scale", type=float, help="File value × SCALE = reflectance.  [default: by the file's type]")
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Probability from which a pixel is class 1.  [default: the likelier class]")
 @user_errors
 def predict(
-    scene: Path,
+    scene: tuple[Path, ...],
     out: Path | None,
     task: str,
     bundle: Path | None,
     endpoint: str | None,
+    rehearse: bool,
     bands: str | None,
     scale: float | None,
     threshold: float | None,
 ) -> None:
-    """Map SCENE (a GeoTIFF) to a mask or polygons."""
+    """Map SCENE (a GeoTIFF, or the band files or the folder of an HLS granule) to a mask or polygons."""
+    from cli.endpoints import identity
     from hls_foundry.endpoints.predict import PredictRequest, predict_file
 
-    request = PredictRequest(scene=scene, out=out, bands=bands, scale=scale, threshold=threshold)
-    click.echo(predict_file(request, foundry_home(), task=task, bundle=bundle, endpoint=endpoint))
+    _enter_rehearsal(rehearse, "aws")
+    chosen = scene[0] if len(scene) == 1 else scene
+    request = PredictRequest(scene=chosen, out=out, bands=bands, scale=scale, threshold=threshold)
+    click.echo(predict_file(request, foundry_home(), task=task, bundle=bundle, endpoint=endpoint, aws=identity()))
 
 
 @main.command()
+@click.option("--stack", type=click.Choice(["local", "aws"]), default="local", show_default=True, help="Where they are.")
+@rehearse_option
 @click.option("--delete", metavar="NAME", help="Stop and delete this endpoint.")
+@click.option("--objects", is_flag=True, help="With --delete on aws: its objects in S3 as well.")
 @user_errors
-def endpoints(delete: str | None) -> None:
-    """List the endpoints on this machine, or delete one."""
-    from hls_foundry.endpoints.local import LocalEndpoints
+def endpoints(stack: str, rehearse: bool, delete: str | None, objects: bool) -> None:
+    """List the endpoints, or delete one with all that it was made of."""
+    from cli import endpoints as commands
 
-    local = LocalEndpoints(foundry_home() / "endpoints")
+    _enter_rehearsal(rehearse, stack)
     if delete:
-        local.delete(delete)
-        click.echo(f"deleted endpoint {delete}")
-        return
-    listed = local.list()
-    for endpoint in listed:
-        click.echo(endpoint.line())
-    if not listed:
-        click.echo("no endpoints: python run.py makes one")
+        commands.delete(delete, stack, objects=objects)
+    else:
+        commands.show(stack)
 
 
 @main.command()
@@ -224,6 +238,38 @@ def fetch(task: str | None, config: Path | None, data: str | None, overrides: tu
     from hls_foundry.config import load_config
 
     fetch_all(load_config(CONFIGS, task=task, file=config, overrides=overrides, source=data))
+
+
+@main.group()
+def rehearsal() -> None:
+    """Stand-ins of AWS on this machine, which --rehearse uses."""
+
+
+@rehearsal.command("up")
+@user_errors
+def rehearsal_up() -> None:
+    """Start them, and print how other programs reach them."""
+    from cli.rehearsal import up
+
+    up()
+
+
+@rehearsal.command("status")
+@user_errors
+def rehearsal_status() -> None:
+    """Say whether they are up, and which endpoints there are."""
+    from cli.rehearsal import status as show
+
+    show()
+
+
+@rehearsal.command("down")
+@user_errors
+def rehearsal_down() -> None:
+    """Stop them with their endpoints."""
+    from cli.rehearsal import down
+
+    down()
 
 
 @main.group()

@@ -47,7 +47,7 @@ def execute(definition: StackDefinition, config: FoundryConfig, pipeline: str, *
             raise FoundryError(f"{definition.file} has no endpoint: add one, or run --pipeline train")
         from pipelines.deploy import deploy_pipeline
 
-        run("deploy", deploy_pipeline, task=config.task.name, endpoint=definition.endpoint)
+        run("deploy", deploy_pipeline, task=config.task.name, endpoint=definition.endpoint, publishing=definition.publish)
     if run.left_alone:
         return None
     summary.report = write_report(summary)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
+from hls_foundry.errors import ConfigError
 from hls_foundry.home import foundry_home
 from stacks.aws.rehearsal import Rehearsal
 
@@ -14,6 +17,23 @@ def up() -> None:
     rehearsal.up()
     for name, value in sorted(rehearsal.environment.items()):
         click.echo(f"export {name}={value}")
+
+
+def enter(stack: str) -> None:
+    """Start the rehearsal unless it is up, and turn this process's environment to it: only addresses and credentials differ from AWS.
+
+    Raises ConfigError for another stack than aws, EndpointError where the rehearsal cannot be started.
+    """
+    if stack != "aws":
+        raise ConfigError(f"--rehearse rehearses AWS: use it with --stack aws, not with --stack {stack}")
+    rehearsal = Rehearsal(foundry_home(), lambda line: click.echo(line, err=True))
+    rehearsal.up()
+    prepared = rehearsal.prepare()
+    environment = rehearsal.environment_in(os.environ)
+    environment |= {"HLS_AWS_BUCKET": prepared.bucket, "HLS_AWS_ROLE": prepared.role, "HLS_AWS_IMAGE": prepared.image}
+    os.environ.clear()
+    os.environ.update(environment)
+    click.echo("rehearsal   S3 and SageMaker are stand-ins on this machine, until: python run.py rehearsal down", err=True)
 
 
 def down() -> None:

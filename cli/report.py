@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from cli import cost
-from cli.summary import Summary, commands
+from cli.summary import RUN, Summary
 from hls_foundry import report as pages
 from hls_foundry.home import foundry_home
 
 
 def write_report(summary: Summary) -> Path | None:
-    """Write `runs/RUN/report.html` in the home folder (and the Data Docs beside it); None where no run got that far or the disk refuses."""
-    if not summary.runs:
+    """Write `runs/RUN/report.html` in the home folder (and the Data Docs beside it); None where no step ran or the disk refuses."""
+    if not summary.timings:
         return None
     folder = foundry_home() / "runs" / summary.runs[-1]["name"]
     content = summary.as_json()
@@ -91,7 +91,7 @@ def _endpoint(summary: Summary, content: dict[str, Any]) -> list[pages.Section]:
     endpoint, test = content.get("endpoint"), summary.artifacts.get("inference_test")
     if endpoint is None:
         return []
-    address = pages.Section("Endpoint", pages.facts(endpoint) + pages.commands(commands(endpoint)))
+    address = pages.Section("Endpoint", pages.facts(endpoint) + pages.commands(summary.artifacts["endpoint"].commands(RUN)))
     return [address, *(sections(test) if test else [])]
 
 

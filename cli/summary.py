@@ -121,7 +121,7 @@ class Summary:
         endpoint = self.artifacts.get("endpoint")
         if endpoint is None:
             return None
-        return {"name": endpoint.name, "target": "local", "url": endpoint.url, "kind": "realtime", "model_version": endpoint.model_version}
+        return {name: getattr(endpoint, name) for name in ("name", "target", "url", "kind", "model_version")}
 
     def _test(self) -> dict[str, Any] | None:
         test = self.artifacts.get("inference_test")
@@ -178,25 +178,17 @@ def lines(summary: Summary) -> list[str]:
         out += [
             "",
             f"{endpoint['name']} answers at {endpoint['url']} with version {endpoint['model_version']}",
-            *(f"  {line}" for line in commands(endpoint)),
+            *(f"  {line}" for line in summary.artifacts["endpoint"].commands(RUN)),
         ]
     if summary.problem is not None:
         where = f" in step {summary.failed_step}" if summary.failed_step else ""
         run = summary.runs[-1]["name"] if summary.runs else ""
         out += ["", click.style(f"error{where}: {summary.problem}", fg="red")]
-        out += [f"  its log: {RUN} logs {run}" + (f" --step {summary.failed_step}" if summary.failed_step else "")] if run else []
+        if run and summary.timings:  # a submission that failed left no log
+            out.append(f"  its log: {RUN} logs {run}" + (f" --step {summary.failed_step}" if summary.failed_step else ""))
         if summary.slurm and summary.failed_step:
             out += [f"  {line}" for line in cost.advice(summary.slurm[-1], summary.failed_step, summary.stack, str(summary.problem))]
     return out
-
-
-def commands(endpoint: dict[str, Any]) -> list[str]:
-    """How to call an endpoint and how to delete it."""
-    return [
-        f"call:    curl --data-binary @SCENE.tif -H 'Content-Type: image/tiff' {endpoint['url']}/invocations",
-        f"or:      {RUN} predict SCENE.tif --endpoint {endpoint['name']} --out polygons.geojson",
-        f"delete:  {RUN} endpoints --delete {endpoint['name']}",
-    ]
 
 
 def _figure(value: float | None) -> str:

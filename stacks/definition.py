@@ -20,7 +20,7 @@ from hls_foundry.endpoints.settings import TARGETS, EndpointSettings, PublishSet
 from hls_foundry.errors import ConfigError
 
 FOLDER = Path(__file__).parent
-LATER = {"aws": "SageMaker (part 3)", "aws-managed": "SageMaker's own orchestrator (part 3)"}
+LATER = {"aws-managed": "SageMaker's own orchestrator (part 3)"}
 """Stacks that the design names and that this version does not bring yet."""
 
 REHEARSAL = "HLS_REHEARSAL_SLURM_CONF"

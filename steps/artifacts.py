@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hls_foundry.chips.splits import Splits
 from hls_foundry.config import DataConfig, TaskConfig
 
 
@@ -46,3 +47,28 @@ class PublishedModel:
     pretrained: bool
     task: TaskConfig
     data: DataConfig
+
+
+@dataclass(frozen=True)
+class PlacedModel:
+    """A production version, and where its archive lies: `archive` on this machine, `uri` where the endpoint reads it."""
+
+    model: PublishedModel
+    splits: Splits
+    archive: Path
+    uri: str
+    bundle_sha256: str
+
+
+@dataclass(frozen=True)
+class PlacedModels:
+    """The models behind one endpoint; the first is that of the task that the command is for."""
+
+    models: list[PlacedModel]
+
+    @property
+    def first(self) -> PlacedModel:
+        return self.models[0]
+
+    def by_task(self) -> dict[str, PlacedModel]:
+        return {placed.model.model: placed for placed in self.models}

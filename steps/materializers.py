@@ -17,15 +17,15 @@ from zenml.utils import io_utils
 from hls_foundry import report as pages
 from hls_foundry.chips.inventory import Inventory
 from hls_foundry.chips.splits import Splits
+from hls_foundry.endpoints.deployed import Deployed
 from hls_foundry.endpoints.inference_test import InferenceTestReport
-from hls_foundry.endpoints.local import Endpoint
 from hls_foundry.endpoints.publish import Published
 from hls_foundry.endpoints.test_page import page as test_page
 from hls_foundry.evaluation.evaluate import EvaluationReport
 from hls_foundry.models.bundle import weights_digest
 from hls_foundry.training.curves import curves_png
 from hls_foundry.validation.report import ValidationReport
-from steps.artifacts import BundleFolder, PromotionRecord, PublishedModel, TrainingHistory
+from steps.artifacts import BundleFolder, PlacedModels, PromotionRecord, PublishedModel, TrainingHistory
 from steps.encoding import decode, encode
 
 
@@ -41,7 +41,8 @@ class ResultMaterializer(BaseMaterializer):
         PromotionRecord,
         Published,
         PublishedModel,
-        Endpoint,
+        PlacedModels,
+        Deployed,
         InferenceTestReport,
     )
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA

@@ -18,6 +18,13 @@ log = logging.getLogger(__name__)
 
 @step(enable_cache=False, output_materializers=ResultMaterializer)
 def select_model(task: str) -> tuple[Annotated[PublishedModel, "model"], Annotated[Splits, "test_chips"]]:
+    model, splits = in_production(task)
+    log.info("select      %s version %s", task, model.version)
+    return model, splits
+
+
+def in_production(task: str) -> tuple[PublishedModel, Splits]:
+    """Raises EndpointError, one line, where no version is in production, or one without its archive or its test chips."""
     version = production_version(task)
     if version is None:
         raise EndpointError(
@@ -40,6 +47,4 @@ def select_model(task: str) -> tuple[Annotated[PublishedModel, "model"], Annotat
         task=TaskConfig.model_validate(facts["task"]),
         data=DataConfig.model_validate(facts["data"]),
     )
-    splits = on_this_machine(linked.load(), model.task, model.data)
-    log.info("select      %s version %s", task, version.name)
-    return model, splits
+    return model, on_this_machine(linked.load(), model.task, model.data)

@@ -60,7 +60,7 @@ def _run_here(request_file: Path, processes: int) -> int:
 def _run_across(allocation: Allocation, request_file: Path, processes: int) -> int:
     address = first_address(allocation.first_node)
     port = free_port(allocation.preferred_port)
-    log.info("fine-tuning on %d nodes with %d processes each, which meet at %s:%d", allocation.nodes, processes, address, port)
+    log.info("fine-tuning on %d nodes, processes on each: %d, which meet at %s:%d", allocation.nodes, processes, address, port)
     environment = launch_environment(srun_environment(os.environ), max(1, allocation.cpus // processes))
     # srun answers SIGTERM and SIGINT by killing its tasks; SIGUSR1 it hands to every one of them.
     command = srun_command(allocation.nodes, request_file.absolute(), processes, address, port)
