@@ -80,6 +80,7 @@ class ChipReader:
             self.nodata: float | None = nodata if nodata is not None else dataset.nodata
             self.transform: Affine = dataset.transform  # the file's own, even without a CRS
             self.grid = Grid(dataset.width, dataset.height, *((self.transform, dataset.crs) if dataset.crs else ()))
+            self.block_rows: int = max(rows for rows, _ in dataset.block_shapes)  # unpacked together, at the least
             self.band_indexes = select_bands(dataset.count, dataset.descriptions, bands, self._where)
             self.dtype: np.dtype[Any] = np.result_type(*(np.dtype(self.dtypes[index - 1]) for index in self.band_indexes))
             if self.dtype.kind not in "iuf":

@@ -23,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     gc.disable()
     # A request's image is opened by GDAL: whatever it says, nothing is to be fetched from the network on its behalf.
     os.environ.setdefault("CPL_VSIL_CURL_ALLOWED_EXTENSIONS", "none")
+    # GDAL would keep unpacked blocks up to 5 % of the machine's memory, which is not the container's.
+    os.environ.setdefault("GDAL_CACHEMAX", "96")
 
     from hls_foundry.serving.server import Handover, run
 

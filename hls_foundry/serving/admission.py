@@ -13,9 +13,11 @@ from starlette.requests import ClientDisconnect, Request
 
 from hls_foundry.errors import RequestError
 from hls_foundry.serving.settings import ServingSettings
+from hls_foundry.serving.spool import Spool
 
 Result = TypeVar("Result")
 RETRY_AFTER_S = 1
+PIECE_BYTES = 4 * 1024 * 1024
 
 
 class Admission:
@@ -79,21 +81,35 @@ def content_length(request: Request) -> int | None:
     return int(value) if value.isdecimal() else None
 
 
-async def read_body(request: Request, ticket: Ticket, seconds: float) -> bytes:
+async def read_body(request: Request, ticket: Ticket, seconds: float) -> Spool:
     """The body, counted while it arrives. Raises RequestError: 400 empty or late, 413, 503; ClientDisconnect."""
-    chunks: list[bytes] = []
-    size = 0
+    body = Spool()
     try:
         async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                size += len(chunk)
-                ticket.grow(size)
-                chunks.append(chunk)
+            await _fill(body, request, ticket)
     except TimeoutError:
+        body.close()
         raise RequestError(400, "slow_body", f"the body did not arrive within {seconds:g} s") from None
-    if not size:
+    except BaseException:
+        body.close()
+        raise
+    if not body.size:
         raise RequestError(400, "empty_body", "the body is empty: send a GeoTIFF, JSON or a NumPy array")
-    return b"".join(chunks)
+    return body
+
+
+async def _fill(body: Spool, request: Request, ticket: Ticket) -> None:
+    """Write the body as it arrives; what goes to the disk goes in large pieces and off the event loop."""
+    waiting: list[bytes] = []
+    size = pending = 0
+    async for chunk in request.stream():
+        size, pending = size + len(chunk), pending + len(chunk)
+        ticket.grow(size)
+        waiting.append(chunk)
+        if pending >= PIECE_BYTES:
+            await asyncio.to_thread(body.write, b"".join(waiting))
+            waiting, pending = [], 0
+    body.write(b"".join(waiting))
 
 
 class Cancelled(Exception):

@@ -32,6 +32,7 @@ from hls_foundry.serving.options import ArrayOptions, Invocation, InvocationOpti
 from hls_foundry.serving.registry import LoadedModel, ModelRegistry, load_model
 from hls_foundry.serving.s3 import S3Images
 from hls_foundry.serving.settings import ServingSettings
+from hls_foundry.serving.spool import Spool
 
 ONLY = "model"  # the name of a single-model server's model
 CLIENT_GONE = 499  # only ever seen in the log
@@ -167,13 +168,12 @@ class Serving:
         if content_type and "octet-stream" not in content_type:
             request_format(content_type, b"")  # refused before the body is read
         with self.admission.enter(content_length(request)) as ticket:
-            body = await read_body(request, ticket, self.settings.body_seconds)
-            kind = request_format(content_type, body[:16])
-            arrived = time.monotonic()
-            request.state.log.update(body=kind.value, bytes_in=len(body), reply=reply.value)
-            work = _Prediction(self, model, kind, body, attributes, reply)
-            del body  # the work lets go of it once it is decoded: 160 MB of a whole scene
-            content, begun = await self.workers.run(work, disconnected(request))
+            with await read_body(request, ticket, self.settings.body_seconds) as body:
+                kind = request_format(content_type, body.start())
+                arrived = time.monotonic()
+                request.state.log.update(body=kind.value, bytes_in=body.size, reply=reply.value)
+                work = _Prediction(self, model, kind, body, attributes, reply)
+                content, begun = await self.workers.run(work, disconnected(request))
             ended = time.monotonic()
         request.state.log.update(queue_ms=round((begun - arrived) * 1e3), predict_ms=round((ended - begun) * 1e3))
         return Response(content, media_type=media, headers={"X-Amzn-SageMaker-Custom-Attributes": f"model_sha256={model.bundle.sha256}"})
@@ -183,20 +183,21 @@ class _Prediction:
     """One request's work on a worker thread."""
 
     def __init__(
-        self, serving: Serving, model: LoadedModel, kind: RequestFormat, body: bytes, attributes: str | None, reply: ReplyFormat
+        self, serving: Serving, model: LoadedModel, kind: RequestFormat, body: Spool, attributes: str | None, reply: ReplyFormat
     ) -> None:
         self._serving, self._model, self._kind, self._body, self._attributes, self._reply = serving, model, kind, body, attributes, reply
 
-    def __call__(self, checkpoint: Any) -> tuple[bytes, float]:
-        from hls_foundry.serving.decode import decode
+    def __call__(self, checkpoint: Any) -> tuple[bytes | memoryview, float]:
+        from hls_foundry.serving.decode import LargeScene, decode
         from hls_foundry.serving.replies import predict
 
         begun = time.monotonic()
         settings = self._serving.settings
-        decoded = decode(self._kind, self._body, self._attributes, images=self._serving.images, max_pixels=settings.max_pixels)
-        self._body = b""
-        checkpoint()
-        return predict(self._model, decoded, self._reply, checkpoint), begun
+        with decode(self._kind, self._body, self._attributes, images=self._serving.images, max_pixels=settings.max_pixels) as decoded:
+            if not isinstance(decoded.scene, LargeScene):
+                self._body.close()  # let go of it as soon as it is decoded
+            checkpoint()
+            return predict(self._model, decoded, self._reply, checkpoint), begun
 
 
 def create_app(settings: ServingSettings) -> FastAPI:

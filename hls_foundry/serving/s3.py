@@ -8,6 +8,7 @@ from typing import Any
 
 from hls_foundry.errors import RequestError
 from hls_foundry.serving.settings import ServingSettings
+from hls_foundry.serving.spool import Spool
 
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)", re.DOTALL)
 _SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]*):")
@@ -15,9 +16,24 @@ _ABSENT = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "404", "NotFound"}
 _FORBIDDEN = {"AccessDenied", "403", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "AllAccessDisabled"}
 
 
+PIECE_BYTES = 4 * 1024 * 1024
+
+
 def is_uri(image: str) -> bool:
     """Whether `image` names a place (scheme:…) rather than being base64, in which no colon occurs."""
     return _SCHEME.match(image[:64]) is not None
+
+
+def _received(stream: Any) -> Spool:
+    """All of a stream, whose length is known to be in order: botocore raises for one that is shorter."""
+    content = Spool()
+    try:
+        for piece in stream.iter_chunks(PIECE_BYTES):
+            content.write(piece)
+    except BaseException:
+        content.close()
+        raise
+    return content
 
 
 class S3Images:
@@ -29,8 +45,11 @@ class S3Images:
         self._lock = threading.Lock()
         self._client: Any = None
 
-    def fetch(self, uri: str) -> bytes:
-        """The object's bytes. Raises RequestError: 422 refused, absent or forbidden; 413 too large; 503 when S3 does not answer."""
+    def fetch(self, uri: str) -> Spool:
+        """The object, for the caller to close.
+
+        Raises RequestError: 422 refused, absent or forbidden; 413 too large; 503 when S3 does not answer.
+        """
         bucket, key = self._allowed(uri)
         from botocore.exceptions import BotoCoreError, ClientError
 
@@ -39,7 +58,7 @@ class S3Images:
             if reply["ContentLength"] > self._max_bytes:
                 reply["Body"].close()
                 raise RequestError(413, "image_too_large", f"the S3 object is larger than {self._max_bytes // 2**20} MB")
-            content: bytes = reply["Body"].read(self._max_bytes + 1)
+            content = _received(reply["Body"])
         except ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in _ABSENT:
@@ -49,7 +68,7 @@ class S3Images:
             raise RequestError(503, "s3_unavailable", f"S3 answered {code or 'with an error'} for bucket {bucket}: try again") from None
         except (BotoCoreError, OSError) as error:
             raise RequestError(503, "s3_unavailable", f"S3 cannot be reached ({type(error).__name__}): try again") from None
-        if not content:
+        if not content.size:
             raise RequestError(422, "bad_image", f"s3://{bucket}/{key[:200]} is empty")
         return content
 
