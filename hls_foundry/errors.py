@@ -41,6 +41,10 @@ class EndpointError(FoundryError):
     """An endpoint cannot be created, reached, tested or deleted."""
 
 
+class ApiRefusal(EndpointError):
+    """The API in front of an endpoint refused a request itself: the container never saw it."""
+
+
 class SlurmError(FoundryError):
     """Slurm, a job or the rehearsal cluster cannot do what is asked of it."""
 

@@ -13,6 +13,7 @@ import httpx
 from hls_foundry.errors import EndpointError
 
 ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+MAX_ATTRIBUTES = 1024  # ASCII characters of them that SageMaker hands through
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,29 @@ class Reply:
             raise EndpointError(f"the endpoint answered {self.status} with a body that is not JSON ({self.media_type})") from None
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What lies between a client and the container: the bytes that one request carries, and how long a refusal may take to arrive."""
+
+    max_body: int | None = None
+    refusal_s: float = 5.0
+
+
 class Invoker(Protocol):
-    """Anything that hands a request to an endpoint: over HTTP here, through a cloud's API elsewhere."""
+    """Anything that hands a request to an endpoint: over HTTP here, through a cloud's API elsewhere.
+
+    One that does not reach the container directly also says so: `limits` (see `limits_of`).
+    """
 
     def invoke(self, body: bytes, *, content_type: str, accept: str = "application/geo+json", attributes: str = "") -> Reply:
         """One invocation. `attributes`: options of binary bodies, `key=value;key=value`."""
         ...
+
+
+def limits_of(client: Invoker) -> Limits:
+    """The client's own `limits`; those of plain HTTP where it names none."""
+    limits = getattr(client, "limits", None)
+    return limits if isinstance(limits, Limits) else Limits()
 
 
 def format_attributes(options: Mapping[str, Any]) -> str:

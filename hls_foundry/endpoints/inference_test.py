@@ -1,7 +1,8 @@
 """The proof that an endpoint computes what was evaluated: every test chip over HTTP, in each request format, for each reply format.
 
-Replies are held against an in-process prediction of the same bundle: masks pixel by pixel, rasters by their grid, polygons by their
-geometry and area. Requests that must be refused are sent as well.
+Where the endpoint reads S3, every chip is sent by its s3:// URI as well; one too large for a request goes by its URI only. Replies are
+held against an in-process prediction of the same bundle: masks pixel by pixel, rasters by their grid, polygons by their geometry and
+area. Requests that must be refused are sent as well.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -23,7 +24,8 @@ from hls_foundry.chips.reader import ChipReader, read_mask
 from hls_foundry.chips.scene import Grid, Scene
 from hls_foundry.config import DataConfig
 from hls_foundry.endpoints.bad_requests import Refusal, send_bad_requests
-from hls_foundry.endpoints.client import Invoker, Reply, format_attributes
+from hls_foundry.endpoints.client import MAX_ATTRIBUTES, Invoker, Reply, format_attributes, limits_of
+from hls_foundry.endpoints.inbox import S3Inbox
 from hls_foundry.endpoints.replies import judge_polygons, mask_of_npy, mask_of_tiff, problem_of_png
 from hls_foundry.errors import EndpointError
 from hls_foundry.inference.predictor import Predictor, mask_from_probabilities
@@ -32,8 +34,9 @@ from hls_foundry.models.bundle import load_bundle, unpack_bundle
 TIFF, JSON, NPY, GEOJSON, PNG = "image/tiff", "application/json", "application/x-npy", "application/geo+json", "image/png"
 REQUESTS = (TIFF, JSON, NPY)
 REPLIES = (GEOJSON, TIFF, NPY, PNG)
-MAX_ATTRIBUTES = 1024  # characters that SageMaker hands through
+S3_URI = "s3:// in application/json"  # a request format of its own, where there is an S3
 MIN_AGREEMENT = 0.9999
+_OTHERS = (GEOJSON, NPY, PNG)
 Mask = npt.NDArray[np.int16]
 Progress = Callable[[int, int], None]
 
@@ -56,6 +59,7 @@ class FormatResult:
     reply: str
     requests: int = 0
     errors: int = 0
+    too_large: int = 0  # bodies that were not sent, since the way to the endpoint does not carry them
     equal_pixels: int = 0
     pixels: int = 0
     seconds: list[float] = field(default_factory=list)
@@ -121,6 +125,14 @@ class InferenceTestReport:
             )
         return found
 
+    def notes(self) -> list[str]:
+        """What was not sent, and why: nothing that keeps the test from passing."""
+        found = [f"bad request '{refusal.name}': {refusal.note}" for refusal in self.bad_requests if refusal.note]
+        if skipped := [result for result in self.formats if result.too_large]:
+            count, kinds = sum(result.too_large for result in skipped), sorted({result.request for result in skipped})
+            found.append(f"{count} bodies ({', '.join(kinds)}) are larger than one request carries: sent by s3:// URI only")
+        return found
+
     def passes(self) -> bool:
         return not self.problems()
 
@@ -145,18 +157,21 @@ def run_inference_test(
     data: DataConfig,
     threshold: float | None = None,
     progress: Progress | None = None,
+    s3: S3Inbox | None = None,
 ) -> InferenceTestReport:
     """Test the endpoint behind `client` against the bundle (folder or model.tar.gz) that it is meant to serve.
 
-    `chips`: columns chip, image and mask, paths relative to `root` (mask "" where there is none). Raises EndpointError without chips,
-    and what reading a chip or the bundle raises; whatever the endpoint does wrong is in the report.
+    `s3`: a place that the endpoint may read; every chip is then uploaded, sent by its URI too, and removed again. `chips`: columns chip,
+    image and mask, paths relative to `root` (mask "" where there is none). Raises EndpointError without chips, and what reading a chip or
+    the bundle raises; whatever the endpoint does wrong is in the report.
     """
     if chips.empty:
         raise EndpointError("the inference test has no chips: the test split is empty")
     predictor = _predictor(bundle)
-    test = _Test(client, data, threshold)
+    test = _Test(client, data, threshold, s3)
     for index, row in enumerate(chips.to_dict("records")):
-        test.chip(str(row["chip"]), root / row["image"], root / row["mask"] if row["mask"] else None, predictor, _pairs(index, len(chips)))
+        mask = root / row["mask"] if row["mask"] else None
+        test.chip(index, len(chips), str(row["chip"]), root / row["image"], mask, predictor)
         if progress:
             progress(index + 1, len(chips))
     test.report.iou = test.iou()
@@ -181,12 +196,26 @@ def _pairs(index: int, chips: int) -> Iterator[tuple[str, str]]:
         yield REQUESTS[(index + position) % len(REQUESTS)], reply
 
 
+@dataclass
+class _Chip:
+    """A chip being sent: its bytes, what it holds, the mask that must come back, and what did come back."""
+
+    name: str
+    content: bytes
+    scene: Scene
+    expected: Mask
+    uri: str = ""  # in S3, for as long as it is there
+    answered: Mask | None = None
+    collection: dict[str, Any] | None = None
+
+
 class _Test:
     """Collects the report while the chips are sent."""
 
-    def __init__(self, client: Invoker, data: DataConfig, threshold: float | None) -> None:
-        self._client, self._data, self._threshold = client, data, threshold
-        self._formats = {pair: FormatResult(*pair) for pair in product(REQUESTS, REPLIES)}
+    def __init__(self, client: Invoker, data: DataConfig, threshold: float | None, s3: S3Inbox | None) -> None:
+        self._client, self._data, self._threshold, self._s3 = client, data, threshold, s3
+        self._max_body = limits_of(client).max_body
+        self._formats = {pair: FormatResult(*pair) for pair in product((*REQUESTS, S3_URI), REPLIES)}
         self._hit = self._union = 0
         self.report = InferenceTestReport(list(self._formats.values()))
 
@@ -194,40 +223,64 @@ class _Test:
         """Of class 1 over all chips with labels, by the endpoint's masks; None without labels or without class 1."""
         return self._hit / self._union if self._union else None
 
-    def chip(self, name: str, image: Path, mask: Path | None, predictor: Predictor, pairs: Iterator[tuple[str, str]]) -> None:
-        content = image.read_bytes()
+    def chip(self, index: int, chips: int, name: str, image: Path, mask: Path | None, predictor: Predictor) -> None:
+        """Send chip `index` of `chips` in its share of the formats."""
         with ChipReader(image, bands=self._data.bands, scale=self._data.scale, nodata=self._data.nodata) as reader:
             scene = reader.scene()
         probabilities = predictor.probabilities(scene.pixels, scene.acquired, scene.location)
-        expected = mask_from_probabilities(probabilities, self._threshold)
-        answered: Mask | None = None
-        collection: dict[str, Any] | None = None
-        for request, reply in pairs:
-            result = self._formats[request, reply]
-            result.requests += 1
-            answer, grid = self._send(request, reply, content, scene)
-            if isinstance(answer, str) or answer.status != 200:
-                result.errors += 1
-                why = answer if isinstance(answer, str) else f"{answer.status} {answer.body[:200].decode(errors='replace')}"
-                self.report.failures.append(f"chip {name}, {request} → {reply}: {why}")
-                continue
-            result.seconds.append(answer.seconds)
-            where = f"chip {name}, {request} → {reply}"
-            if reply == GEOJSON:
-                found, problems = judge_polygons(answer, expected, grid)
-                collection = found if found is not None else collection
-                self.report.polygon_problems += [f"{where}: {problem}" for problem in problems]
-            else:
-                got, problem = self._raster(reply, answer, grid)
-                if problem:
-                    self.report.raster_problems.append(f"{where}: {problem}")
-                if got is not None:
-                    answered = got
-                    result.pixels += expected.size
-                    result.equal_pixels += int((got == expected).sum())
-        if mask is not None and answered is not None:
-            self._score(answered, read_mask(mask))
-        self.report.predictions.append(ChipPrediction(name, scene.grid, answered, collection))
+        chip = _Chip(name, image.read_bytes(), scene, mask_from_probabilities(probabilities, self._threshold))
+        del probabilities
+        whole = True
+        for request, reply in _pairs(index, chips):
+            whole &= self._one(chip, request, reply)
+        if self._s3 is not None:
+            self._by_uri(chip, self._s3, (TIFF, _OTHERS[index % len(_OTHERS)]) if whole else REPLIES)
+        elif not whole:
+            self.report.failures.append(f"chip {name}: larger than one request carries, and there is no S3 to send it through")
+        if mask is not None and chip.answered is not None:
+            self._score(chip.answered, read_mask(mask))
+        self.report.predictions.append(ChipPrediction(name, scene.grid, chip.answered, chip.collection))
+
+    def _by_uri(self, chip: _Chip, s3: S3Inbox, replies: Sequence[str]) -> None:
+        try:
+            with s3.holding(chip.content, suffix=".tif") as chip.uri:
+                for reply in replies:
+                    self._one(chip, S3_URI, reply)
+        except EndpointError as error:
+            self.report.failures.append(f"chip {chip.name}: {error}")
+
+    def _one(self, chip: _Chip, request: str, reply: str) -> bool:
+        """Send the chip once and judge the answer; False where its body is larger than a request carries."""
+        result, where = self._formats[request, reply], f"chip {chip.name}, {request} → {reply}"
+        body, attributes, grid = self._request(request, chip)
+        if self._max_body is not None and len(body) > self._max_body:
+            result.too_large += 1
+            return False
+        result.requests += 1
+        try:
+            answer = self._client.invoke(body, content_type=JSON if request == S3_URI else request, accept=reply, attributes=attributes)
+        except EndpointError as error:
+            result.errors += 1
+            self.report.failures.append(f"{where}: {error}")
+            return True
+        if answer.status != 200:
+            result.errors += 1
+            self.report.failures.append(f"{where}: {answer.status} {answer.body[:200].decode(errors='replace')}")
+            return True
+        result.seconds.append(answer.seconds)
+        if reply == GEOJSON:
+            found, problems = judge_polygons(answer, chip.expected, grid)
+            chip.collection = found if found is not None else chip.collection
+            self.report.polygon_problems += [f"{where}: {problem}" for problem in problems]
+            return True
+        got, problem = self._raster(reply, answer, grid)
+        if problem:
+            self.report.raster_problems.append(f"{where}: {problem}")
+        if got is not None:
+            chip.answered = got
+            result.pixels += chip.expected.size
+            result.equal_pixels += int((got == chip.expected).sum())
+        return True
 
     def _raster(self, reply: str, answer: Reply, grid: Grid) -> tuple[Mask | None, str]:
         if reply == TIFF:
@@ -236,10 +289,10 @@ class _Test:
             return mask_of_npy(answer, grid, self._threshold)
         return None, problem_of_png(answer, grid)
 
-    def _send(self, request: str, reply: str, content: bytes, scene: Scene) -> tuple[Reply | str, Grid]:
-        """The reply (or why there is none), and the grid that rasters in it must have."""
+    def _request(self, request: str, chip: _Chip) -> tuple[bytes, str, Grid]:
+        """Body and attributes, and the grid that rasters in the reply must have."""
         options: dict[str, Any] = {"threshold": self._threshold}
-        grid = scene.grid
+        scene, grid = chip.scene, chip.scene.grid
         if request == NPY:
             options |= {"acquired": scene.acquired, "location": scene.location}
             placed = options | _place(grid)
@@ -247,20 +300,13 @@ class _Test:
                 options = placed
             else:  # a CRS whose text is too long for the header: the array goes without its place
                 grid = Grid(grid.width, grid.height)
-        else:
-            options |= {"bands": self._data.bands, "scale": self._data.scale, "nodata": self._data.nodata}
-        attributes = "" if request == JSON else format_attributes(options)
+            return _npy_bytes(scene.pixels), format_attributes(options), grid
+        options |= {"bands": self._data.bands, "scale": self._data.scale, "nodata": self._data.nodata}
         if request == TIFF:
-            body = content
-        elif request == JSON:
-            given = {key: value for key, value in options.items() if value is not None}
-            body = json.dumps({"image": base64.b64encode(content).decode("ascii"), **given}).encode()
-        else:
-            body = _npy_bytes(scene.pixels)
-        try:
-            return self._client.invoke(body, content_type=request, accept=reply, attributes=attributes), grid
-        except EndpointError as error:
-            return str(error), grid
+            return chip.content, format_attributes(options), grid
+        image = chip.uri if request == S3_URI else base64.b64encode(chip.content).decode("ascii")
+        given = {key: value for key, value in options.items() if value is not None}
+        return json.dumps({"image": image, **given}).encode(), "", grid
 
     def _score(self, answered: Mask, label: Mask) -> None:
         counted = (label >= 0) & (answered >= 0)
@@ -278,3 +324,17 @@ def _npy_bytes(pixels: npt.NDArray[np.float32]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, pixels, allow_pickle=False)
     return buffer.getvalue()
+
+
+def merged(reports: Sequence[InferenceTestReport]) -> InferenceTestReport:
+    """One report of the models behind one endpoint; `iou` is that of the first."""
+    formats: dict[tuple[str, str], FormatResult] = {}
+    for result in (result for report in reports for result in report.formats):
+        total = formats.setdefault((result.request, result.reply), FormatResult(result.request, result.reply))
+        for name in ("requests", "errors", "equal_pixels", "pixels"):
+            setattr(total, name, getattr(total, name) + getattr(result, name))
+        total.seconds = total.seconds + result.seconds
+    whole = InferenceTestReport(list(formats.values()), iou=reports[0].iou)
+    for name in ("polygon_problems", "raster_problems", "failures", "bad_requests", "predictions"):
+        setattr(whole, name, [item for report in reports for item in getattr(report, name)])
+    return whole

@@ -22,10 +22,11 @@ def sections(report: InferenceTestReport) -> list[Section]:
         if result.requests
     ]
     refused = [
-        {"bad request": refusal.name, "as documented": not refusal.problem, "problem": refusal.problem or ""}
+        {"bad request": refusal.name, "as documented": "not judged" if refusal.note else not refusal.problem, "problem": refusal.problem}
         for refusal in report.bad_requests
     ]
-    body = facts(report.summary()) + table(formats) + (table(refused) if refused else "")
+    notes = table([{"note": note} for note in report.notes()]) if report.notes() else ""
+    body = facts(report.summary()) + table(formats) + (table(refused) if refused else "") + notes
     problems = [Section("Problems", table([{"problem": problem} for problem in report.problems()]))] if not report.passes() else []
     return [Section("Inference test", body), *problems]
 
