@@ -31,6 +31,7 @@ from zenml.steps.base_step import BaseStep
 from zenml.utils import source_utils
 
 from hls_foundry.errors import Preempted
+from stacks.slurm.own_job import ENDED, RESTARTING, OwnJob
 from stacks.slurm.plan import RUN_ID
 
 INTERRUPTED = 85
@@ -39,7 +40,7 @@ REENTER = "HLS_STEP_REENTER"
 
 
 class SlurmStepRunner(StepRunner):  # type: ignore[misc]
-    """Runs a step; one that was interrupted with everything saved leaves the process instead of failing."""
+    """Runs a step; one that was interrupted, or that breaks because its job is taken from it, leaves the process instead of failing."""
 
     def _load_step(self) -> BaseStep:
         step = super()._load_step()
@@ -50,6 +51,11 @@ class SlurmStepRunner(StepRunner):  # type: ignore[misc]
                 return call(*arguments, **parameters)
             except Preempted as interruption:
                 print(interruption, file=sys.stderr)
+                _leave()
+            except Exception as error:
+                if not _ended_by_slurm():
+                    raise
+                print(f"{error}: Slurm is ending or restarting the job, so this is no failure of the step", file=sys.stderr)
                 _leave()
 
         step.call_entrypoint = call_or_leave
@@ -144,6 +150,12 @@ def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
     """A step that does not save anything itself starts again from its beginning."""
     print(f"interrupted by {signal.Signals(number).name}: the step starts over when the job does", file=sys.stderr)
     _leave()
+
+
+def _ended_by_slurm() -> bool:
+    """Whether this start of the job is being ended, for good or for a restart: what a step says when a node dies is not its own end."""
+    own = OwnJob(int(os.environ.get("SLURM_JOB_ID", "0")), int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+    return own.standing().is_ in (RESTARTING, ENDED)
 
 
 def _leave() -> NoReturn:
