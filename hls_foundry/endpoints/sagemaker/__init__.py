@@ -1,0 +1,1 @@
+"""SageMaker endpoints: create, update, call and delete them, of all four kinds."""
