@@ -130,11 +130,13 @@ def _environment(stack: str) -> dict[str, str]:
 @stack_option
 @site_option
 @click.option("--task", help="The task whose configuration is checked.")
+@rehearse_option
 @user_errors
-def doctor(stack: str, site: str | None, task: str | None) -> None:
+def doctor(stack: str, site: str | None, task: str | None, rehearse: bool) -> None:
     """Check a stack and say what is missing."""
     from cli.doctor import check_stack, print_checks
 
+    _enter_rehearsal(rehearse, stack)
     if not print_checks(check_stack(stack, task, CONFIGS, site=site, environment=_environment(stack))):
         sys.exit(EXIT_USER)
 

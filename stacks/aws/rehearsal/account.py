@@ -14,11 +14,11 @@ TRUST = {
     "Version": "2012-10-17",
     "Statement": [{"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}],
 }
-_OCI = "application/vnd.oci.image"
-_EMPTY = {"mediaType": f"{_OCI}.manifest.v1+json", "digest": f"sha256:{'0' * 64}", "size": 2}
+_DOCKER = "application/vnd.docker.distribution.manifest"  # SageMaker refuses images of OCI's types
+_EMPTY = {"mediaType": f"{_DOCKER}.v2+json", "digest": f"sha256:{'0' * 64}", "size": 2}
 INDEX = {
     "schemaVersion": 2,
-    "mediaType": f"{_OCI}.index.v1+json",
+    "mediaType": f"{_DOCKER}.list.v2+json",
     "manifests": [{**_EMPTY, "platform": {"architecture": "amd64", "os": "linux"}}],
 }
 
