@@ -280,6 +280,19 @@ def test_the_models_of_a_multi_model_endpoint_lie_side_by_side_tagged(account: A
     assert account.objects() == [f"{NAME}/models/notes.txt"]
 
 
+def test_an_archive_of_several_parts_is_copied_once(account: Account) -> None:
+    models = account.both("1")
+    bucket, key = models["flood"].uri.removeprefix("s3://").split("/", 1)
+    account.s3.put_object(Bucket=bucket, Key=key, Body=b"x" * (9 << 20))
+    account.endpoints.deploy(account.settings("multi_model"), models)
+    copied = f"{account.serves().removeprefix(f's3://{bucket}/')}flood.tar.gz"
+    first = account.s3.head_object(Bucket=bucket, Key=copied)
+    assert first["ContentLength"] == 9 << 20
+    assert account.s3.get_object_tagging(Bucket=bucket, Key=copied)["TagSet"] == [{"Key": "hls-foundry", "Value": NAME}]
+    account.endpoints.deploy(account.settings("multi_model"), models)
+    assert account.s3.head_object(Bucket=bucket, Key=copied)["LastModified"] == first["LastModified"]
+
+
 def test_an_update_counts_on_from_the_instances_that_autoscaling_has_set(account: Account) -> None:
     scaled = account.settings(autoscaling={"min": 1, "max": 4})
     account.endpoints.deploy(scaled, account.one("1"))

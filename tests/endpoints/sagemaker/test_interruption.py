@@ -88,6 +88,8 @@ def test_a_killed_update_is_completed_undone_or_replaced_by_the_next_run(account
         cases = [(third, "fail", 2, undone), (second, "pass", 0, with_second)]
         if calls[number - 1] in ("UpdateEndpoint", "AddTags"):
             cases += [(third, "pass", 0, with_third), (second, "fail", 2, undone)]
+        else:
+            del cases[number % 2]  # one of the two is enough where nothing new is in service
         for models, check, ended, whole in cases:
             if account.left() != with_first:
                 assert driver.run("deploy", first, kind="realtime")[0] == 0
