@@ -331,7 +331,7 @@ def merged(reports: Sequence[InferenceTestReport]) -> InferenceTestReport:
     formats: dict[tuple[str, str], FormatResult] = {}
     for result in (result for report in reports for result in report.formats):
         total = formats.setdefault((result.request, result.reply), FormatResult(result.request, result.reply))
-        for name in ("requests", "errors", "equal_pixels", "pixels"):
+        for name in ("requests", "errors", "too_large", "equal_pixels", "pixels"):
             setattr(total, name, getattr(total, name) + getattr(result, name))
         total.seconds = total.seconds + result.seconds
     whole = InferenceTestReport(list(formats.values()), iou=reports[0].iou)
