@@ -33,6 +33,7 @@ class Deployed(ABC):
 
     def commands(self, run: str) -> list[str]:
         """How to call it and how to delete it, one line each."""
-        lines = [*self.calls(run), ("delete", f"{run} endpoints --delete {self.name}")]
+        where = " --stack aws" if self.target == "sagemaker" else ""
+        lines = [*self.calls(run), ("delete", f"{run} endpoints{where} --delete {self.name}")]
         width = max(len(word) for word, _ in lines) + 2
         return [f"{word + ':':<{width}}{command}" for word, command in lines]

@@ -53,7 +53,8 @@ def test_commands_can_be_typed_and_end_with_the_deletion(endpoint: Deployed) -> 
         word, _, command = line.partition(":")
         assert shlex.split(command), word
         assert "\n" not in line
-    assert lines[-1].split(maxsplit=1) == ["delete:", f"python run.py endpoints --delete {endpoint.name}"]
+    stack = "" if endpoint is LOCAL else " --stack aws"
+    assert lines[-1].split(maxsplit=1) == ["delete:", f"python run.py endpoints{stack} --delete {endpoint.name}"]
 
 
 def test_commands_name_the_model_where_there_are_several() -> None:
