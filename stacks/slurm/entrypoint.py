@@ -7,6 +7,11 @@ restarted job to go on with or for the closing job to end.
 
 from __future__ import annotations
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # until ZenML is imported: its thousands of classes are there to stay, and looking for garbage among them takes 0.4 s
+
 import logging
 import os
 import signal
@@ -31,6 +36,7 @@ from zenml.steps.base_step import BaseStep
 from zenml.utils import source_utils
 
 from hls_foundry.errors import Preempted
+from stacks.slurm.integrations import activate_on_demand
 from stacks.slurm.own_job import ENDED, RESTARTING, OwnJob
 from stacks.slurm.plan import RUN_ID
 
@@ -143,6 +149,10 @@ def main(arguments: list[str]) -> None:
     with prevent_pipeline_execution():
         configuration = ENTRYPOINTS[arguments[0]](arguments[1:])
         configuration.prepare_code_environment()
+        activate_on_demand()
+        _ = Client().zen_store
+        gc.freeze()
+        gc.enable()
         configuration.run()
 
 
