@@ -5,33 +5,68 @@ It runs whether or not anybody is watching, so that a step that was killed, time
 
 from __future__ import annotations
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # a process of seconds, most of them ZenML's import: looking for garbage takes a seventh of that
+
 import logging
 import os
 import sys
 import time
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from zenml.enums import ExecutionStatus
 
 from stacks.slurm.client import Slurm
 from stacks.slurm.run_directory import RunDirectory
 from stacks.slurm.states import JobState
-from stacks.slurm.submission import read_plan, read_submitted
+from stacks.slurm.submission import isolated_runs, read_plan, read_submitted
 from stacks.slurm.transport import LocalTransport
-from stacks.slurm.truth import Truth, end_steps, write_truth
+from stacks.slurm.truth import Truth, end_steps, recorded, write_truth
 
 SETTLING_S = 30
 """How long jobs that are completing, or about to be cancelled, may take until their end is written as it is then."""
+PATIENCE_S = 300
+"""How long Slurm and ZenML's store may be out of reach before this job gives up."""
+PATIENCE = "HLS_CLOSING_PATIENCE_S"
+"""Environment variable with another one."""
 
 
 def main(arguments: list[str]) -> int:
-    """Write the end of the run in the folder given, or, with --failure, of what has ended of it."""
+    """Write the end of the run in the folder given, or, with --failure, of what has ended of it; returns the exit code.
+
+    Where the store or Slurm is out of reach it tries again for some minutes. It may run twice, or beside another.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    run = RunDirectory(PurePosixPath(arguments[0]))
+    run, failure = RunDirectory(PurePosixPath(arguments[0])), "--failure" in arguments[1:]
+    patience = float(os.environ.get(PATIENCE) or PATIENCE_S)
+    deadline, pause = time.monotonic() + patience, 1.0
+    while True:
+        try:
+            close(run, failure=failure)
+            return 0
+        except Exception as error:  # whatever the store's driver, its HTTP client or Slurm raises: the end has to be written all the same
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if time.monotonic() + pause > deadline:
+            break
+        print(f"{said}; trying again in {pause:.0f} s", file=sys.stderr, flush=True)
+        time.sleep(pause)
+        pause = min(2 * pause, 30.0)
+    job = os.environ.get("SLURM_JOB_ID", "")
+    again = f"scontrol requeue {job}" if job else f"this command again, or zenml pipeline runs refresh {run.root.name}"
+    print(f"the end of the run could not be written in {patience:g} s ({said}); once that is mended: {again}", file=sys.stderr)
+    return 1
+
+
+def close(run: RunDirectory, *, failure: bool) -> None:
+    """Do so once. Raises what Slurm's client and ZenML's store raise."""
     transport = LocalTransport({})
     slurm = Slurm(transport)
     plan, submitted = read_plan(transport, run), read_submitted(transport, run)
-    failure = "--failure" in arguments[1:]
+    if not recorded(plan):
+        print(f"run {plan.run_name} was deleted from ZenML: there is no end to write")
+        return
     truth = Truth(slurm, transport, run, plan, submitted)
     deadline = time.monotonic() + SETTLING_S
     while submitted and not failure and not truth.all_ended and time.monotonic() < deadline:
@@ -49,13 +84,11 @@ def main(arguments: list[str]) -> int:
             slurm.cancel(others)
         elif plan.execution_mode == "stop_on_failure":
             slurm.cancel(others, state=JobState.PENDING)
-    return 0
 
 
 def _end_isolated(slurm: Slurm, transport: LocalTransport, run: RunDirectory) -> None:
     """Steps that a dynamic pipeline submitted and that outlived it: nobody waits for them any more."""
-    for folder in sorted(Path(run.isolated_steps).glob("*/jobs.json")):
-        inner = RunDirectory(PurePosixPath(folder.parent))
+    for inner in isolated_runs(transport, run):
         truth = Truth(slurm, transport, inner, read_plan(transport, inner), read_submitted(transport, inner))
         if not truth.all_ended and truth.submitted:
             slurm.cancel(truth.submitted.ids())

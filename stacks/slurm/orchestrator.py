@@ -23,11 +23,10 @@ from stacks.slurm.client import Slurm
 from stacks.slurm.freeze import freeze
 from stacks.slurm.plan import RUN_FOLDER, RUN_ID, ClosingStep, Plan, PlannedStep
 from stacks.slurm.plan import ExecutionMode as PlannedMode
-from stacks.slurm.preflight import Request, check_folder, check_requests
 from stacks.slurm.run_directory import RunDirectory
 from stacks.slurm.settings import Resources, SlurmOrchestratorConfig, SlurmSettings, resources_of
 from stacks.slurm.states import JobState
-from stacks.slurm.submission import StepJob, Submission, read_plan, read_submitted
+from stacks.slurm.submission import StepJob, Submission, isolated_runs, read_plan, read_submitted
 from stacks.slurm.transport import LocalTransport, SSHTransport, Transport
 from stacks.slurm.truth import Truth, write_truth
 
@@ -122,6 +121,8 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
     ) -> SubmissionResult:
         if snapshot.schedule:
             raise ConfigError("the Slurm orchestrator does not run schedules: remove it, and submit from scrontab or cron")
+        from stacks.slurm.preflight import Request, check_folder, check_requests  # not needed in jobs, which import this module, too
+
         assert placeholder_run is not None  # only scheduled pipelines have none
         run, transport = self._run_directory(placeholder_run), self.transport()
         slurm = Slurm(transport)
@@ -237,8 +238,7 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
 
     def _stop_run_gracefully(self, pipeline_run: PipelineRunResponse) -> None:
         """Waiting jobs are cancelled; running ones are asked to save what they have and end."""
-        truth = self._mark_stopping(pipeline_run)
-        ids = list(truth.submitted.jobs.values()) if truth.submitted else []
+        ids = self._mark_stopping(pipeline_run)
         slurm = Slurm(self.transport())
         slurm.cancel(ids, state=JobState.PENDING)
         running = [job.id for job in slurm.jobs(ids).values() if not job.state.finished]
@@ -246,13 +246,18 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
 
     def _stop_run_forcefully(self, pipeline_run: PipelineRunResponse) -> None:
         """All jobs are cancelled but the closing job, which writes the end."""
-        truth = self._mark_stopping(pipeline_run)
-        Slurm(self.transport()).cancel(list(truth.submitted.jobs.values()) if truth.submitted else [])
+        Slurm(self.transport()).cancel(self._mark_stopping(pipeline_run))
 
-    def _mark_stopping(self, run: PipelineRunResponse) -> Truth:
+    def _mark_stopping(self, run: PipelineRunResponse) -> list[int]:
+        """Note in the run's folder, and in those of its isolated steps, that it is to stop; returns the jobs of all steps."""
         truth = self._truth(run)
-        truth.transport.write(str(truth.run.stopping), b"", mode=0o600)
-        return truth
+        transport, ids = truth.transport, list(truth.submitted.jobs.values()) if truth.submitted else []
+        transport.write(str(truth.run.stopping), b"", mode=0o600)  # from now on no further steps are submitted
+        for inner in isolated_runs(transport, truth.run) if truth.plan.dynamic else []:
+            transport.write(str(inner.stopping), b"", mode=0o600)
+            submitted = read_submitted(transport, inner)
+            ids += submitted.jobs.values() if submitted else ()
+        return ids
 
     def _truth(self, run: PipelineRunResponse) -> Truth:
         folder = run.run_metadata.get("slurm_folder")
@@ -266,10 +271,13 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
     def submit_isolated_step(self, step_run_info: StepRunInfo, environment: dict[str, str]) -> None:
         """From the pipeline's own job: queue a job for one step run, in a folder of its own below the run's."""
         from stacks.slurm.entrypoint import command
+        from stacks.slurm.preflight import Request, check_requests
 
         outer, transport = _outer_run(), self.transport()
         name = step_run_info.pipeline_step_name
         run, slurm = outer.isolated(str(step_run_info.step_run_id)), Slurm(transport)
+        if transport.exists(str(outer.stopping)):
+            raise FoundryError(f"step {name} is not submitted: the run is being stopped")
         line = command(
             self._python,
             "isolated",

@@ -100,7 +100,7 @@ class Submission:
             environment_files=(self.run.environment, folder.environment),
             command=command,
             comment=f"zenml run {self.plan.pipeline_run_id}",
-            requeue=True,
+            requeue=step.settings.max_restarts > 0,
             signal=False,
         )
 
@@ -113,6 +113,12 @@ class Submission:
 
     def _write(self, path: PurePosixPath, text: str) -> None:
         self.transport.write(str(path), text.encode(), mode=0o600)
+
+
+def isolated_runs(transport: Transport, run: RunDirectory) -> list[RunDirectory]:
+    """The folders of a dynamic pipeline's isolated steps whose jobs are queued, in no order. Raises SlurmError."""
+    found = transport.run(["find", str(run.isolated_steps), "-mindepth", "2", "-maxdepth", "2", "-name", "jobs.json"])
+    return [RunDirectory(PurePosixPath(path).parent) for path in found.stdout.splitlines()]
 
 
 def read_plan(transport: Transport, run: RunDirectory) -> Plan:

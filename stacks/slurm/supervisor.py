@@ -236,7 +236,7 @@ class Supervisor:
     def _requeue(self) -> int:
         """Have Slurm start the job again, and be ended by it."""
         if refusal := self._refusal(self.own.restart + 1):  # now rather than after another wait in the queue
-            return self._fail(refusal)
+            return self._fail(f"its time was up (time limit or preemption), and {refusal}" if self.watch.warned else refusal)
         self.state.outcome, self.state.reason = REQUEUED, ""
         self._save()  # before asking: Slurm ends this process at once
         end = time.monotonic() + self.patience.requeue

@@ -89,6 +89,15 @@ class Truth:
         return content
 
 
+def recorded(plan: Plan) -> bool:
+    """Whether ZenML still has the run; somebody may have deleted it."""
+    try:
+        Client().get_pipeline_run(UUID(plan.pipeline_run_id), hydrate=False)
+    except KeyError:
+        return False
+    return True
+
+
 def write_truth(truth: Truth, *, final: bool) -> Outcome:
     """Give every step run whose job has ended its end, and, where `final`, the run; returns (and writes where `final`) the outcome.
 
@@ -144,13 +153,16 @@ def _end_step(client: Client, step_run: StepRunResponse, ended: Ended) -> None:
 def _end_run(client: Client, run: PipelineRunResponse, truth: Truth, ends: Mapping[str, Ended | None]) -> None:
     bad = {step: ended for step, ended in ends.items() if ended and not ended.status.is_successful}
     if truth.stopping:
-        # Asked for again, ZenML turns "stopping" into "stopped" once all step runs have ended.
-        status, reason = ExecutionStatus.STOPPING, "stopped"
+        # Asked for again, ZenML turns "stopping" into "stopped" once all step runs have ended; in dynamic pipelines it leaves that to us.
+        status, reason = ExecutionStatus.STOPPED if truth.plan.dynamic else ExecutionStatus.STOPPING, "stopped"
     elif truth.submitted is None:
         status, reason = ExecutionStatus.FAILED, INTERRUPTED_SUBMISSION
     elif bad:
         first = min(bad, key=lambda step: (truth.states[step] == {}, list(ends).index(step)))
         status, reason = ExecutionStatus.FAILED, f"step {first}: {_said(run.steps.get(first)) or bad[first].reason}"
+        failed = [step for step in run.steps.values() if step.status == ExecutionStatus.FAILED] if truth.plan.dynamic else []
+        if failed:  # the job of a dynamic pipeline fails because of one of its steps
+            reason = f"step {failed[0].name}: {_said(failed[0])}"
     else:
         status, reason = ExecutionStatus.COMPLETED, ""
     if run.status.is_finished and (run.status != status or run.get_body().status_reason):
