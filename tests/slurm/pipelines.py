@@ -78,6 +78,28 @@ def hang_at_first(note: str) -> Annotated[str, "restart"]:
 
 
 @step(enable_cache=False)
+def die_then_hang(note: str) -> Annotated[str, "calls"]:
+    """Is killed at its first call, hangs at its second until Slurm starts the job again, and returns from its third."""
+    with Path(note).open("a") as file:
+        file.write(f"{os.environ['HLS_STEP_ATTEMPT']}/{os.environ.get('SLURM_RESTART_COUNT', '0')}\n")
+    calls = Path(note).read_text()
+    if calls.count("\n") == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if calls.count("\n") == 2:
+        time.sleep(300)
+    return calls
+
+
+@step(enable_cache=False)
+def ignore_signals() -> Annotated[int, "number"]:
+    """Runs on whatever it is told."""
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    time.sleep(600)
+    return 1
+
+
+@step(enable_cache=False)
 def version_of_code() -> Annotated[str, "version"]:
     return VERSION
 
@@ -88,8 +110,10 @@ def diamond() -> None:
 
 
 @pipeline
-def one_branch_fails(seconds: float) -> None:
-    add(fail(one()), wait(one(id="two"), seconds))
+def branches(seconds: float) -> None:
+    """`fail` fails while `wait` runs; `later` comes after `wait`; `add` needs both branches."""
+    later = wait(wait(one(id="two"), seconds), 0.1, id="later")
+    add(fail(one()), later)
 
 
 @pipeline
@@ -118,6 +142,16 @@ def restarted(note: str) -> None:
 
 
 @pipeline
+def killed_and_restarted(note: str) -> None:
+    die_then_hang.with_options(retry=StepRetryConfig(max_retries=1, delay=0))(note)
+
+
+@pipeline
+def deaf() -> None:
+    add(ignore_signals(), 1)
+
+
+@pipeline
 def with_cached_step() -> None:
     add(cached(), 1)
 
@@ -137,3 +171,13 @@ def many(count: int) -> None:
 def grows() -> None:
     first = one.with_options(runtime=StepRuntime.INLINE)()
     wait.with_options(runtime=StepRuntime.ISOLATED)(first, 0.1)
+
+
+@pipeline(dynamic=True)
+def grows_and_fails() -> None:
+    fail.with_options(runtime=StepRuntime.ISOLATED)(1)
+
+
+@pipeline(dynamic=True)
+def grows_and_waits(seconds: float) -> None:
+    wait.with_options(runtime=StepRuntime.ISOLATED)(1, seconds)
