@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,7 +16,7 @@ from hls_foundry.endpoints.sagemaker.endpoints import ModelVersion, SageMakerEnd
 from hls_foundry.endpoints.sagemaker.waiting import Pace
 from hls_foundry.endpoints.settings import PublishSettings, SageMakerSettings
 from hls_foundry.models.bundle import load_bundle, unpack_bundle
-from tests.aws.calls import ZENML, Call, NotingAws, actions, calls_in, request_tags, resource
+from tests.aws.calls import ZENML, Call, NotingAws, actions, calls_in, operations, request_tags, resource
 from tests.aws.rehearsed import Account
 from tests.serving.scenes import scene_tiff
 
@@ -65,6 +66,12 @@ def test_the_policy_has_the_actions_of_every_call_in_the_code_and_no_other() -> 
     assert missing == {}
     assert granted() - set(needed) - ZENML == set()
     assert granted() >= ZENML
+
+
+def test_the_page_lists_every_call_and_no_other() -> None:
+    page = (ROOT / "docs" / "aws.md").read_text(encoding="utf-8").partition("## Calls of AWS")[2].partition("##")[0]
+    told = {name for names in operations().values() for _, name in names if re.search(rf"\b{name}\b", page)}
+    assert told == {operation for _, operation in calls_in(CODE)}
 
 
 def test_a_call_that_the_policy_lacks_would_be_noticed(tmp_path: Path) -> None:
