@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hls_foundry.errors import ConfigError, FoundryError, Preempted
@@ -46,11 +47,28 @@ def _open_store() -> None:
 
     _check_server()
     try:
-        with deferred_signals():
+        with deferred_signals(), _one_at_a_time():
             _ = Client().zen_store
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"ZenML's store cannot be opened ({reason}): set ZENML_CONFIG_PATH to another folder, or mend it") from None
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Held while the store is opened: two first runs at once would both create it, and one find it half made."""
+    from zenml.utils.io_utils import get_global_config_directory
+
+    folder = Path(get_global_config_directory())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".opening").open("w")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}): set ZENML_CONFIG_PATH to a folder that can") from None
+    with lock:
+        with suppress(OSError):  # a file system without locks: as it would be without this
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _check_server() -> None:
