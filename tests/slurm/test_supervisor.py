@@ -34,7 +34,7 @@ def completes(story: Story) -> Any:
         "blob = b'x' * 60_000_000\nwhile time.process_time() < 1.0: pass\n"
         f"pathlib.Path(os.environ['HLS_USAGE_FOLDER'], 'n2.json').write_text('{usage}')\n"
         "pathlib.Path(os.environ['HLS_PROGRESS_FILE']).write_text('40')\nprint('done')\n"
-    ).submit("--nodes=2")
+    ).submit("--nodes=2", "--mem=200")  # the cluster kills what takes more, at its next look
     until(lambda: (story.folder / "state.json").exists(), "the supervisor")
     time.sleep(0.5)
     early = (story.folder / "starts").exists()
