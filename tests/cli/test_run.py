@@ -34,7 +34,10 @@ def test_help_fits_a_screen_and_names_every_command(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--stack", "nowhere"), "no stack 'nowhere'"),
-        (("--stack", "aws"), "which this version does not bring yet"),
+        (("--stack", "aws"), "add --rehearse"),
+        (("--stack", "aws-managed"), "which this version does not bring yet"),
+        (("--rehearse",), "--rehearse rehearses AWS: use it with --stack aws"),
+        (("--detach",), "--detach needs a cluster"),
         (("--stack", "hpc", "--site", "jurecca"), "known sites: cpu, gpu, jureca, rehearsal"),
         (("--stack", "hpc", "--site", "rehearsal"), "python run.py cluster up"),
         (("--site", "cpu"), "stack 'local' has no sites"),

@@ -3,51 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 
+from tests.e2e.machines import SMALL, Machine
+
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = (
-    "--data", "synthetic://?chips=24&size=96&seed=3",
-    "--set", "training.crop_size=96", "--set", "training.epochs=2", "--set", "inference.tile=96",
-    "--set", "promotion.min_iou=0", "--set", "promotion.min_gain_over_baseline=-1",
-)  # fmt: skip
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-
-
-@dataclass
-class Machine:
-    """One user's home folder and ZenML store."""
-
-    folder: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "HLS_FOUNDRY_HOME": str(self.folder / "foundry"), "ZENML_CONFIG_PATH": str(self.folder / "zenml")}
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, str(ROOT / "run.py"), *arguments]
-
-    def run(self, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-        answer = subprocess.run(self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=400)
-        assert answer.returncode == expect, f"{arguments}\n{answer.stdout[-3000:]}\n{answer.stderr[-3000:]}"
-        return answer
-
-    def summary(self, *arguments: str, expect: int = 0) -> dict:
-        file = self.folder / "summary.json"
-        self.run(*arguments, "--json", str(file), expect=expect)
-        return json.loads(file.read_text())
 
 
 @pytest.fixture(scope="module")

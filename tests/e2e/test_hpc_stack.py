@@ -1,0 +1,215 @@
+"""`--stack hpc` as a user runs it: on nodes without a route outside, then deployed here; and as a user without privileges."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stacks.slurm.rehearsal_network import can_name_hosts
+from stacks.slurm.rehearsal_processes import missing_programs
+from tests.conftest import missing
+from tests.e2e.login_node import SMALL, STEPS, LoginNode, ended, on_a_cluster
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+SHAPE = ("--nodes", "2", "--cpus", "2", "--memory", "3300")
+QUICK = ("--set", "training.max_steps=4")
+NOBODY = 65534
+AS_NOBODY = (
+    "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"
+)  # fmt: skip
+ISOLATED = os.geteuid() == 0 and can_name_hosts() and not missing_programs(["ip", "nsenter"])
+# Where the way to the interpreter is closed to others (/root), show them a file tree in which it is not; nothing else is changed.
+OPEN_WAY = """
+mkdir -p "$2" && mount --bind "$1" "$2" && mount -t tmpfs -o mode=755 tmpfs "$3" && mkdir -p "$1" && mount --bind "$2" "$1" || exit 99
+shift 3; exec "$@"
+"""
+
+
+@dataclass
+class Finished:
+    """A run of run.py that ended well: what it printed, and its summary."""
+
+    login: LoginNode
+    stdout: str
+    stderr: str
+    summary: dict[str, Any]
+
+
+def train(login: LoginNode, name: str) -> Finished:
+    file = login.folder / f"{name}.json"
+    answer = login.run(*login.hpc(*QUICK, "--json", str(file)))
+    return Finished(login, answer.stdout, answer.stderr, json.loads(file.read_text()))
+
+
+@pytest.fixture(scope="module")
+def unprivileged() -> Iterator[tuple[LoginNode, subprocess.Popen[str]] | None]:
+    """A user without privileges, on a cluster of its own, and its run.py; None where that is what all tests are."""
+    if os.geteuid() != 0:
+        yield None
+        return
+    folder = Path("/tmp") / f"hls-nobody-{os.getpid()}"  # pytest's own folders are root's
+    folder.mkdir(mode=0o700)
+    try:
+        os.chown(folder, NOBODY, NOBODY)
+        trust = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}  # the checkout is root's
+        user = LoginNode(folder, (*open_way(folder), *AS_NOBODY), {"HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1", **trust})
+        with on_a_cluster(user, *SHAPE) as login, login.start(*login.hpc(*QUICK, "--json", str(folder / "run.json"))) as process:
+            yield login, process
+            process.kill()
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory, unprivileged: object) -> Iterator[Finished]:
+    """The whole pipeline, on nodes without a network where this machine can have such."""
+    network = ("--network", "isolated") if ISOLATED else ()
+    with on_a_cluster(LoginNode(tmp_path_factory.mktemp("login")), *SHAPE, *network) as login:
+        yield train(login, "first")
+
+
+def test_summary_has_all_that_was_promised(first: Finished) -> None:
+    summary = first.summary
+    assert (summary["status"], summary["stack"]) == ("completed", "hpc")
+    assert [run["pipeline"] for run in summary["runs"]] == ["train"]
+    assert summary["data"]["chips"] == summary["data"]["valid"] == 16
+    assert {"miou", "iou", "f1", "accuracy"} <= set(summary["metrics"]["test"])
+    assert summary["metrics"]["baseline"]["name"] == "MNDWI"
+    assert (summary["model"]["version"], summary["model"]["stage"]) == ("1", "production")
+    assert set(summary["timings_s"]) == set(STEPS)
+
+
+def test_published_archive_has_the_digest_of_the_summary(first: Finished) -> None:
+    digest = subprocess.run(["sha256sum", first.summary["model"]["uri"]], capture_output=True, text=True, check=True).stdout.split()[0]
+    assert digest == first.summary["model"]["sha256"]
+
+
+def test_cost_of_every_step_is_told_and_plausible(first: Finished) -> None:
+    slurm = first.summary["slurm"]
+    assert list(slurm["steps"]) == STEPS
+    for name, step in slurm["steps"].items():
+        nodes = 2 if name == "fine_tune" else 1
+        assert (step["state"], step["nodes"], step["restarts"]) == ("COMPLETED", nodes, 0), name
+        assert step["node_hours"] == pytest.approx(nodes * step["elapsed_s"] / 3600, rel=1e-3)
+        assert step["elapsed_s"] >= first.summary["timings_s"][name] * 0.9
+        assert 0 <= step["wait_s"] < 300
+        assert 0.01 < step["cpu_efficiency"] <= 1
+        assert 1e8 < step["max_rss_bytes"] < 3.3e9
+    assert slurm["node_hours"] == pytest.approx(sum(step["node_hours"] for step in slurm["steps"].values()), rel=1e-3)
+    assert len({step["job_id"] for step in slurm["steps"].values()}) == len(STEPS)
+
+
+def test_what_happens_is_told_while_it_happens(first: Finished) -> None:
+    told = first.stderr
+    for step in STEPS:
+        jobs = re.findall(rf"^{step}: job (\d+) (\w+)", told, re.MULTILINE)
+        assert {number for number, _ in jobs} == {str(first.summary["slurm"]["steps"][step]["job_id"])}
+        assert jobs[-1][1] == "COMPLETED"
+    assert re.search(r"^fine_tune +│ .*fine-tuning on 2 nodes,", told, re.MULTILINE)
+    assert "Traceback" not in told
+
+
+def test_report_has_a_section_on_slurm(first: Finished) -> None:
+    report = Path(re.findall(r"^report +(\S+)", first.stdout, re.MULTILINE)[0]).read_text()
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", report)
+    for heading in ("At a glance", "Fine-tuning", "Data", "Slurm", "Lineage"):
+        assert f"<h2>{heading}</h2>" in report
+    section = report.partition("<h2>Slurm</h2>")[2].partition("</section>")[0]
+    assert all(step in section for step in STEPS)
+    assert first.summary["slurm"]["folder"] in section
+
+
+def test_run_folder_is_the_user_s_alone_and_so_is_what_it_says_of_the_environment(first: Finished) -> None:
+    folder = Path(first.summary["slurm"]["folder"])
+    assert folder.stat().st_mode & 0o777 == 0o700
+    environments = [folder / "environment", *folder.glob("steps/*/environment"), *folder.glob("steps/*/job.sh")]
+    assert len(environments) == 1 + 2 * len(STEPS)
+    assert {path.stat().st_mode & 0o777 for path in environments} == {0o600}
+
+
+def test_no_node_had_a_route_outside(first: Finished) -> None:
+    if not ISOLATED:
+        missing("network namespaces need root, its right to make them, and iproute2")
+    look = "ip route get 8.8.8.8 2>&1; ip -o route | grep -c default"
+    answer = first.login.slurm("srun", "--nodes=2", "--ntasks-per-node=1", "bash", "-c", f"{look}; true")
+    assert answer.count("unreachable") == 2, answer
+    assert re.findall(r"^\d+$", answer, re.MULTILINE) == ["0", "0"]
+    assert "network isolated" in first.login.run("cluster", "status").stdout
+
+
+def test_the_model_from_the_cluster_is_deployed_here_and_answers_as_evaluated(first: Finished) -> None:
+    login, file = first.login, first.login.folder / "deployed.json"
+    try:
+        login.run("--stack", "local", "--pipeline", "deploy", *SMALL, "--json", str(file))
+        deployed = json.loads(file.read_text())
+        for key in ("name", "version", "stage", "sha256"):
+            assert deployed["model"][key] == first.summary["model"][key]
+        test = deployed["inference_test"]
+        assert (test["errors"], test["agreement"]) == (0, 1.0)
+        assert test["requests"] > 0
+        assert "flood" in login.run("endpoints").stdout
+    finally:
+        login.run("endpoints", "--delete", "flood")
+    assert "no endpoints" in login.run("endpoints").stdout
+
+
+def test_a_second_run_takes_everything_but_promotion_and_publication_from_the_cache(first: Finished) -> None:
+    second = train(first.login, "second").summary
+    assert second["status"] == "completed"
+    assert list(second["slurm"]["steps"]) == ["promote", "publish"]
+    assert [name for name, seconds in second["timings_s"].items() if seconds > 0] == ["promote", "publish"]
+    for key in ("version", "stage", "sha256"):
+        assert second["model"][key] == first.summary["model"][key]
+    assert second["metrics"] == first.summary["metrics"]
+
+
+def test_a_user_without_privileges_has_it_all_on_a_cluster_of_its_own(
+    unprivileged: tuple[LoginNode, subprocess.Popen[str]] | None,
+) -> None:
+    if unprivileged is None:
+        pytest.skip("all other tests run as a normal user here")
+    login, process = unprivileged
+    ended(process)
+    summary = json.loads((login.folder / "run.json").read_text())
+    assert (summary["status"], summary["model"]["stage"]) == ("completed", "production")
+    assert [(name, step["state"]) for name, step in summary["slurm"]["steps"].items()] == [(name, "COMPLETED") for name in STEPS]
+    logs = list(Path(summary["slurm"]["folder"]).rglob("log"))
+    assert len(logs) == len(STEPS) + 1
+    assert {log.stat().st_uid for log in logs} == {NOBODY}
+    may = login.slurm("srun", "--nodes=2", "grep", "-hE", "^(Uid|CapPrm|CapEff|CapBnd)", "/proc/self/status")
+    assert {line.split()[1] for line in may.splitlines() if line.startswith("Uid")} == {str(NOBODY)}
+    assert {int(line.split()[1], 16) for line in may.splitlines() if line.startswith("Cap")} == {0}
+
+
+def open_way(folder: Path) -> list[str]:
+    """Words before a command that run it where everybody may come to the interpreter; none where they may anyway."""
+    interpreter = Path(sys.base_prefix).resolve()
+    closed = [place for place in interpreter.parents if not place.stat().st_mode & 0o001]
+    if not closed:
+        return []
+    if not can_name_hosts():
+        missing(f"{closed[-1]} is closed to other users, and with it Python; opening it for them takes a mount namespace")
+    return [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        OPEN_WAY,
+        "sh",
+        str(interpreter),
+        str(folder / "python"),
+        str(closed[-1]),
+    ]
