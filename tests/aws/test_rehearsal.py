@@ -168,7 +168,7 @@ def test_a_multi_model_endpoint_unloads_the_least_recently_used_when_memory_is_s
     digests = {target: digest(aws_account, name, TargetModel=target) for target in ("burn.tar.gz", "flood.tar.gz", "burn.tar.gz")}
     assert len(set(digests.values())) == 2
     assert aws_account.rehearsal.faults.containers(name)[0]["models"] == ["burn.tar.gz"]
-    assert sum("unloaded" in line and "least recently" in line for line in aws_account.log_lines(name)) == 2
+    until(lambda: sum("unloaded" in line and "least recently" in line for line in aws_account.log_lines(name)) == 2)
     with pytest.raises(ClientError, match="TargetModel"):
         invoke(aws_account, name)
     with pytest.raises(ClientError, match="Failed to download model data"):

@@ -43,7 +43,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def aws() -> Iterator[Aws]:
+def moto() -> Iterator[Aws]:
     server = ThreadedMotoServer("127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -61,13 +61,19 @@ def aws() -> Iterator[Aws]:
         aws_access_key_id="testing",
         aws_secret_access_key="testing",
     )
-    client.create_bucket(Bucket=BUCKET)
     yield Aws(environment, client)
     server.stop()
 
 
+@pytest.fixture(scope="module")
+def aws(moto: Aws) -> Aws:
+    """With an empty bucket: moto's state is that of the process, and tests elsewhere reset it."""
+    moto.s3.create_bucket(Bucket=BUCKET)
+    return moto
+
+
 @pytest.fixture(scope="session")
-def server(bundle: Path, aws: Aws, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def server(bundle: Path, moto: Aws, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A healthy single-model server."""
     limits = {
         "HLS_MAX_BODY_MB": str(MAX_BODY_MB),
@@ -76,5 +82,5 @@ def server(bundle: Path, aws: Aws, tmp_path_factory: pytest.TempPathFactory) -> 
         "HLS_S3_ALLOW": f"{BUCKET},{ABSENT_BUCKET}",
     }
     log = tmp_path_factory.mktemp("server") / "server.log"
-    with RunningServer(log, SM_MODEL_DIR=str(bundle), **limits, **aws.environment) as running:
+    with RunningServer(log, SM_MODEL_DIR=str(bundle), **limits, **moto.environment) as running:
         yield running.wait_ready()

@@ -43,6 +43,22 @@ def fail(number: int) -> Annotated[int, "number"]:
 
 
 @step(enable_cache=False)
+def wait_beside(number: int, note: str, seconds: float) -> Annotated[int, "number"]:
+    """Says that it runs, to `fail_beside`."""
+    Path(note).touch()
+    time.sleep(seconds)
+    return number
+
+
+@step(enable_cache=False)
+def fail_beside(number: int, note: str) -> Annotated[int, "number"]:
+    """Fails while `wait_beside` runs."""
+    while not Path(note).exists():
+        time.sleep(0.1)
+    raise ValueError("this step fails")
+
+
+@step(enable_cache=False)
 def fail_at_first(note: str) -> Annotated[int, "number"]:
     path = Path(note)
     tried = len(path.read_text()) if path.exists() else 0
@@ -110,10 +126,10 @@ def diamond() -> None:
 
 
 @pipeline
-def branches(seconds: float) -> None:
+def branches(note: str, seconds: float) -> None:
     """`fail` fails while `wait` runs; `later` comes after `wait`; `add` needs both branches."""
-    later = wait(wait(one(id="two"), seconds), 0.1, id="later")
-    add(fail(one()), later)
+    later = wait(wait_beside(one(id="two"), note, seconds, id="wait"), 0.1, id="later")
+    add(fail_beside(one(), note, id="fail"), later)
 
 
 @pipeline

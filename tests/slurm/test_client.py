@@ -281,9 +281,8 @@ def test_the_cluster_is_described(slurm: Slurm) -> None:
     assert (batch.name, batch.default, batch.up, batch.nodes, batch.cpus, batch.max_time_s) == ("batch", True, True, 2, 8, None)
     assert not urgent.default
     nodes = slurm.nodes()
-    assert [(node.name, node.cpus, node.memory_bytes, node.partitions) for node in nodes] == [
-        (name, 4, 2**30, ("batch", "urgent")) for name in ("n1", "n2")
-    ]
+    assert [(node.name, node.cpus, node.memory_bytes) for node in nodes] == [("n1", 4, 2**30), ("n2", 4, 2**30)]
+    assert all(set(node.partitions) == {"batch", "urgent"} for node in nodes)
     assert all(node.responding for node in nodes)
     assert slurm.accounts() is None, "no accounting here"
     assert slurm.ping()

@@ -19,10 +19,14 @@ def runs(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
     from tests.slurm import pipelines
 
     note = tmp_path_factory.mktemp("notes")
+
+    def branches(mode: ExecutionMode, seconds: float) -> str:
+        return bench.submit(pipelines.branches, str(note / mode.value), seconds, execution_mode=mode)
+
     return {
-        "fail fast": bench.submit(pipelines.branches, 90, execution_mode=ExecutionMode.FAIL_FAST),
-        "stop on failure": bench.submit(pipelines.branches, 15, execution_mode=ExecutionMode.STOP_ON_FAILURE),
-        "continue on failure": bench.submit(pipelines.branches, 1, execution_mode=ExecutionMode.CONTINUE_ON_FAILURE),
+        "fail fast": branches(ExecutionMode.FAIL_FAST, 90),
+        "stop on failure": branches(ExecutionMode.STOP_ON_FAILURE, 15),
+        "continue on failure": branches(ExecutionMode.CONTINUE_ON_FAILURE, 1),
         "killed": bench.submit(pipelines.killed),
         "too large": bench.submit(pipelines.too_large),
         "retried": bench.submit(pipelines.retried, str(note / "retried")),

@@ -305,7 +305,7 @@ def finished(cluster: Mapping[str, str], job_id: str) -> str:
 def test_slurm_reads_every_directive_as_it_was_meant(cluster: Mapping[str, str], tmp_path: Path) -> None:
     place = Place(tmp_path / 'it\'s 100%j #1 "run", $HOME; é')
     asked = place.job(time="5", nodes=2, memory="100MiB", tasks_per_node=2, exclusive=True, mail_type="NONE", flags=["--nice=7"])
-    program = "srun --ntasks=2 bash -c 'echo \"$MARK in $PWD\"'; echo cpus $SRUN_CPUS_PER_TASK"
+    program = 'srun --ntasks=2 bash -c \'printf "%q in %s\\n" "$MARK" "$PWD"\'; echo cpus $SRUN_CPUS_PER_TASK'
     made = replace(
         asked, name='a "b" \\ c #d é', comment="zenml 'run' \"x\" \\ #1", resources=Resources(cpus=2), command=("bash", "-c", program)
     )
@@ -322,7 +322,7 @@ def test_slurm_reads_every_directive_as_it_was_meant(cluster: Mapping[str, str],
     ]  # fmt: skip
     assert [part for part in expected if part not in said] == []
     assert log.startswith("earlier\n")
-    assert log.count("two\nlines in " + str(place.run.code)) == 2
+    assert log.count("$'two\\nlines' in " + str(place.run.code)) == 2
     assert log.endswith("cpus 1\n")
 
 

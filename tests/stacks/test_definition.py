@@ -60,11 +60,9 @@ def test_wrong_stack_files_are_one_line(tmp_path: Path, content: str, message: s
     assert "\n" not in str(caught.value)
 
 
-def test_unknown_stacks_and_stacks_of_later_parts(tmp_path: Path) -> None:
+def test_unknown_stacks(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="known stacks: mine"):
         load_stack("other", {}, write(tmp_path, VALID % "x"))
-    with pytest.raises(ConfigError, match="SageMaker"):
-        load_stack("aws", {}, tmp_path)
 
 
 def test_reading_a_stack_does_not_import_zenml() -> None:
