@@ -65,9 +65,23 @@ class Allocation:
         )
 
     @property
+    def start(self) -> str:
+        """Names this start of the job among all others."""
+        return start_of(self.job, self.restarts)
+
+    @property
     def preferred_port(self) -> int:
         """Differs between jobs that share a host, and between the restarts of one (whose old port may still be closing)."""
         return PORTS[(self.job * 8 + self.restarts) % len(PORTS)]
+
+
+def start_of(job: int | str, restarts: int | str) -> str:
+    return f"{job}.{restarts}"
+
+
+def current_start(request_file: Path) -> Path:
+    """The file beside a training's request that says which start of which job it is in the hands of."""
+    return request_file.with_name("start")
 
 
 def first_address(node: str, run: Callable[[list[str]], str] | None = None) -> str:

@@ -17,7 +17,8 @@ import torch
 import hls_foundry
 from hls_foundry.errors import TrainingError
 from hls_foundry.training.agent import Machine, agent_command, write_settings
-from hls_foundry.training.cluster import Allocation, first_address, free_port, srun_command, srun_environment
+from hls_foundry.training.atomic import write_atomically
+from hls_foundry.training.cluster import Allocation, current_start, first_address, free_port, srun_command, srun_environment
 from hls_foundry.training.interruption import LAUNCHER_PID, STOP_SIGNALS
 from hls_foundry.training.reports import WorkerReport, outcome
 from hls_foundry.training.request import TrainingRequest, TrainingResult
@@ -62,6 +63,7 @@ def _run_across(allocation: Allocation, request_file: Path, processes: int) -> i
     port = free_port(allocation.preferred_port)
     log.info("fine-tuning on %d nodes, processes on each: %d, which meet at %s:%d", allocation.nodes, processes, address, port)
     environment = launch_environment(srun_environment(os.environ), max(1, allocation.cpus // processes))
+    write_atomically(current_start(request_file), allocation.start.encode())  # for the nodes
     # srun answers SIGTERM and SIGINT by killing its tasks; SIGUSR1 it hands to every one of them.
     command = srun_command(allocation.nodes, request_file.absolute(), processes, address, port)
     return _run(command, environment, lambda number: signal.SIGUSR1)

@@ -1,5 +1,7 @@
 """The agent of one node: `srun` starts it, it starts `accelerate launch` for the workers there, hands on signals and counts their use.
 
+Where the node's Slurm daemon dies, agent and workers live on, while the job starts again elsewhere: they see that it did, and end.
+
 Exit codes: 0 where the workers are done, or stopped by a signal with everything saved (srun would kill the other nodes' workers for
 any other code); else 1, so that it does.
 """
@@ -12,13 +14,19 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 from hls_foundry.training.agent import Machine, agent_command
+from hls_foundry.training.cluster import current_start, start_of
 from hls_foundry.training.interruption import LAUNCHER_PID, PREEMPTED, STOP_SIGNALS
 from hls_foundry.training.usage import UsageMeter
+
+LOOK_S = 5.0
 
 
 def main(arguments: list[str]) -> int:
@@ -31,7 +39,8 @@ def main(arguments: list[str]) -> int:
     machine = Machine(int(os.environ["SLURM_NODEID"]), int(os.environ["SLURM_STEP_NUM_NODES"]), options.address, options.port)
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     with UsageMeter(usage_file(os.environ, host), host):
-        code = run_agent(agent_command(options.request, options.processes, machine))
+        own = start_of(os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0"))
+        code = run_agent(agent_command(options.request, options.processes, machine), lambda: superseded(options.request, own))
     return 0 if code in (0, PREEMPTED) else 1
 
 
@@ -44,8 +53,20 @@ def usage_file(environment: Mapping[str, str], host: str) -> Path | None:
     return Path(folder) / f"{host}.{run}.json"
 
 
-def run_agent(command: list[str]) -> int:
-    """Run to the end, handing on the first signal to stop; returns the exit code."""
+def superseded(request_file: Path, own: str) -> str:
+    """The start that has the training in hand by now; empty where that is `own`, or cannot be read."""
+    try:
+        start = current_start(request_file).read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    return "" if start == own else start
+
+
+def run_agent(command: list[str], look: Callable[[], str]) -> int:
+    """Run to the end, handing on the first signal to stop; returns the exit code.
+
+    Where `look`, asked every few seconds, names another start of the job, ends it with all its children.
+    """
     handed_on = False
     process: subprocess.Popen[bytes] | None = None
 
@@ -61,7 +82,16 @@ def run_agent(command: list[str]) -> int:
         signal.signal(number, forward)
     # This agent is what the workers here look out for: the launcher is on another node.
     process = subprocess.Popen(command, env={**os.environ, LAUNCHER_PID: str(os.getpid())})
-    return process.wait()
+    while True:
+        try:
+            return process.wait(LOOK_S)
+        except subprocess.TimeoutExpired:
+            if start := look():
+                print(f"start {start} of the job goes on with the training: the workers here give way", flush=True)
+                for one in (*psutil.Process(process.pid).children(recursive=True), process):
+                    with suppress(psutil.NoSuchProcess):
+                        one.kill()
+                return process.wait()
 
 
 if __name__ == "__main__":

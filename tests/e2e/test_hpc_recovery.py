@@ -263,9 +263,11 @@ def test_a_dead_node_is_left_for_others_and_what_lived_on_there_gives_way(storie
     dead = login.slurm("scontrol", "show", "hostnames", before["node_list"]).split()[0]
     assert dead not in login.slurm("scontrol", "show", "hostnames", after["node_list"]).split()
     assert login.cluster.node_states()[dead].startswith("down")
-    until(
-        lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in stories.orphans), "their end", 60
-    )
+    until(lambda: not alive(stories.orphans), f"the end of {alive(stories.orphans)}", 60)
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize("steps", [STOPPED, DETACHED, ABANDONED])
