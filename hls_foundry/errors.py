@@ -45,6 +45,10 @@ class ApiRefusal(EndpointError):
     """The API in front of an endpoint refused a request itself: the container never saw it."""
 
 
+class RehearsalError(FoundryError):
+    """What a rehearsal on this machine needs cannot be had."""
+
+
 class SlurmError(FoundryError):
     """Slurm, a job or the rehearsal cluster cannot do what is asked of it."""
 

@@ -26,11 +26,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from hls_foundry.errors import SlurmError
+from stacks.rehearsal.ports import free_ports
+from stacks.rehearsal.processes import end, wait_until
 from stacks.slurm.rehearsal_config import Layout, Shape, hosts_file, local_address, slurm_conf
 from stacks.slurm.rehearsal_daemons import Daemons, make_folder, new_folder
 from stacks.slurm.rehearsal_network import NodeNetwork, can_name_hosts
-from stacks.slurm.rehearsal_ports import free_ports
-from stacks.slurm.rehearsal_processes import daemons_of, end, job_processes_of, missing_programs, run, search_path, wait_until
+from stacks.slurm.rehearsal_processes import daemons_of, job_processes_of, missing_programs, run, search_path
 from stacks.slurm.rehearsal_record import Record, read_record, write_record
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")

@@ -12,9 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from hls_foundry.errors import SlurmError
+from stacks.rehearsal.processes import Process, end, wait_until
 from stacks.slurm.rehearsal_config import Shape, gres_conf
 from stacks.slurm.rehearsal_network import NodeNetwork
-from stacks.slurm.rehearsal_processes import Process, end, run, wait_until
+from stacks.slurm.rehearsal_processes import run
 from stacks.slurm.rehearsal_record import FOLDER_PREFIX
 
 PRIVATE, TRAVERSABLE, READABLE = 0o700, 0o711, 0o755

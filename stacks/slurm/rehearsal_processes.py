@@ -1,18 +1,15 @@
-"""The rehearsal cluster's processes: which are alive, which are its own, and how they end. Reads Linux's /proc."""
+"""The rehearsal cluster's programs: which are missing, how they are run, and which of its processes live."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hls_foundry.errors import SlurmError
+from stacks.rehearsal.processes import Process, environment_of, processes_where
 
 SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin")
 PACKAGES = {
@@ -20,8 +17,6 @@ PACKAGES = {
     "ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux",
 }  # fmt: skip
 DAEMONS = ("munged", "slurmctld", "slurmd")
-TICK_S = 0.02
-BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def search_path() -> str:
@@ -59,55 +54,10 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None, ti
         raise SlurmError(f"{name} cannot be started: {error.strerror}") from None
 
 
-@dataclass(frozen=True)
-class Process:
-    """A process as it can be told from a later one with the same number: start time in clock ticks since this boot."""
-
-    pid: int
-    started: int
-    name: str
-    boot: str
-
-    @classmethod
-    def of(cls, pid: int) -> Process | None:
-        """The living process `pid`; None where there is none or only a zombie that nobody has waited for."""
-        with suppress(OSError, ValueError, IndexError):
-            head, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
-            fields = rest.split()
-            if fields[0] not in "ZX":
-                return cls(pid, int(fields[19]), head.partition("(")[2], BOOT.read_text().strip())
-        return None
-
-    @property
-    def alive(self) -> bool:
-        return Process.of(self.pid) == self
-
-
-def end(processes: Sequence[Process], patience_s: float = 10) -> None:
-    """End these processes: SIGTERM to all at once, SIGKILL to those that are there after `patience_s`."""
-    for number, seconds in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 5.0)):
-        for process in processes:
-            if process.alive:
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
-        if wait_until(lambda: not any(process.alive for process in processes), seconds):
-            return
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """True once `condition()` holds, False where it does not within `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(TICK_S)
-    return True
-
-
 def daemons_of(folder: Path) -> list[Process]:
     """The daemons of the cluster in `folder`, also those that never got as far as writing a pid file."""
     mark = _mark(folder)
-    return _select(lambda pid, name: name in DAEMONS and mark in _environment(pid))
+    return processes_where(lambda pid, name: name in DAEMONS and mark in environment_of(pid))
 
 
 def job_processes_of(folder: Path) -> list[Process]:
@@ -117,27 +67,14 @@ def job_processes_of(folder: Path) -> list[Process]:
     def ours(pid: int, name: str) -> bool:
         if name == "slurmstepd":  # it writes its title over its environment, but holds the log
             return any(target.is_relative_to(folder) for target in _open_files(pid))
-        environment = _environment(pid)
+        environment = environment_of(pid)
         return mark in environment and any(entry.startswith(b"SLURMD_NODENAME=") for entry in environment)
 
-    return _select(ours)
-
-
-def _select(ours: Callable[[int, str], bool]) -> list[Process]:
-    numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    found = [process for number in numbers if (process := Process.of(number))]
-    return [process for process in found if process.pid != os.getpid() and ours(process.pid, process.name)]
+    return processes_where(ours)
 
 
 def _mark(folder: Path) -> bytes:
     return f"SLURM_CONF={folder}/etc/slurm.conf".encode()
-
-
-def _environment(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # gone, or another user's
-        return []
 
 
 def _open_files(pid: int) -> list[Path]:

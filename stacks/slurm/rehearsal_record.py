@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hls_foundry.errors import SlurmError
+from stacks.rehearsal.processes import Process
 from stacks.slurm.rehearsal_config import Shape
-from stacks.slurm.rehearsal_processes import Process
 
 SCHEMA = 1
 FOLDER_PREFIX = "hls-slurm-"

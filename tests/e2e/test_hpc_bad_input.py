@@ -13,8 +13,8 @@ from threading import Thread
 
 import pytest
 
+from stacks.rehearsal.ports import free_ports
 from stacks.slurm.rehearsal_network import can_name_hosts
-from stacks.slurm.rehearsal_ports import free_ports
 from tests.conftest import ROOT, missing
 from tests.e2e.login_node import LoginNode, ended, on_a_cluster
 

@@ -19,10 +19,11 @@ import pytest
 
 from cli import cluster as cluster_commands
 from hls_foundry.errors import SlurmError
+from stacks.rehearsal.processes import Process, wait_until
 from stacks.slurm import rehearsal_processes
 from stacks.slurm.rehearsal import Cluster
 from stacks.slurm.rehearsal_config import default_shape
-from stacks.slurm.rehearsal_processes import Process, daemons_of, job_processes_of, missing_programs, wait_until
+from stacks.slurm.rehearsal_processes import daemons_of, job_processes_of, missing_programs
 from stacks.slurm.rehearsal_record import write_record
 from tests.conftest import ROOT, missing
 

@@ -21,7 +21,7 @@ import httpx
 from stacks.aws.rehearsal.cloud import BadArchive, Cloud, LogStream, NoObject
 from stacks.aws.rehearsal.orders import Order
 from stacks.aws.rehearsal.processes import module_environment
-from stacks.slurm.rehearsal_ports import free_ports
+from stacks.rehearsal.ports import free_ports
 
 PING_S = 0.05
 STOP_S = 1.0

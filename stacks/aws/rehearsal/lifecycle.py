@@ -30,7 +30,7 @@ from stacks.aws.rehearsal.faults import Faults
 from stacks.aws.rehearsal.link import call
 from stacks.aws.rehearsal.processes import end_all, listen, marked, start_module
 from stacks.aws.rehearsal.record import Record, read_record, write_record
-from stacks.slurm.rehearsal_processes import Process, wait_until
+from stacks.rehearsal.processes import Process, wait_until
 
 READY_S, LOCK_S = 30.0, 10.0
 CONTROL, RUNTIME = "stacks.aws.rehearsal.control_plane", "stacks.aws.rehearsal.runtime"

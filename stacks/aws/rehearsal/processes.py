@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hls_foundry.errors import EndpointError
 from hls_foundry.home import REPOSITORY
-from stacks.slurm.rehearsal_processes import Process, end
+from stacks.rehearsal.processes import Process, end, environment_of, processes_where
 
 MARK = "HLS_REHEARSAL_OF"
 """In the environment of each of its processes, the containers too: the folder of the rehearsal."""
@@ -63,13 +63,7 @@ def start_module(module: str, listening: socket.socket, folder: Path, environmen
 def marked(folder: Path) -> list[Process]:
     """All living processes of the rehearsal in `folder`, by their mark."""
     mark = f"{MARK}={folder}".encode()
-    found = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit() and int(entry.name) != os.getpid() and mark in _environment(entry.name):
-            process = Process.of(int(entry.name))
-            if process is not None:
-                found.append(process)
-    return found
+    return processes_where(lambda pid, _: mark in environment_of(pid))
 
 
 def end_all(folder: Path, *, but: Process | None = None, patience_s: float = 1.5) -> int:
@@ -87,10 +81,3 @@ def end_all(folder: Path, *, but: Process | None = None, patience_s: float = 1.5
     if stays := [process.pid for process in marked(folder) if process != but]:
         raise EndpointError(f"processes {stays} of the rehearsal do not end, not even killed: see why (ps -p {stays[0]})")
     return count
-
-
-def _environment(pid: str) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:  # gone, or another user's
-        return []

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hls_foundry.errors import EndpointError
-from stacks.slurm.rehearsal_processes import Process
+from stacks.rehearsal.processes import Process
 
 SCHEMA = 1
 HOST = "127.0.0.1"
