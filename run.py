@@ -105,7 +105,7 @@ def main(
     from cli.execute import execute
     from cli.summary import write
 
-    summary = execute(definition, settings, chosen, use_cache=not no_cache, detach=detach)
+    summary = execute(definition, settings, chosen, use_cache=not no_cache, detach=detach, rehearsed=rehearse)
     if summary is not None:
         write(summary, json_file)
         sys.exit(summary.exit_code)
@@ -250,7 +250,7 @@ def rehearsal() -> None:
 @rehearsal.command("up")
 @user_errors
 def rehearsal_up() -> None:
-    """Start them, and print how other programs reach them."""
+    """Start them, and print for a shell how other programs reach them: eval "$(python run.py rehearsal up)"."""
     from cli.rehearsal import up
 
     up()

@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from stacks.definition import StackDefinition
 
 
-def execute(definition: StackDefinition, config: FoundryConfig, pipeline: str, *, use_cache: bool, detach: bool = False) -> Summary | None:
+def execute(
+    definition: StackDefinition, config: FoundryConfig, pipeline: str, *, use_cache: bool, detach: bool = False, rehearsed: bool = False
+) -> Summary | None:
     """Run `pipeline` (train, deploy or all) and return its summary, also where a run failed; None where it goes on without us.
+
+    `rehearsed`: AWS is the rehearsal's, which the commands that the summary tells have to say.
 
     What a user can mend before anything runs raises FoundryError; what goes wrong inside a step ends up in the summary.
     """
@@ -36,7 +40,7 @@ def execute(definition: StackDefinition, config: FoundryConfig, pipeline: str, *
     from stacks.registry import register_stack, use_stack
 
     use_stack(register_stack(definition))
-    summary = Summary(stack=definition.name, task=config.task.name)
+    summary = Summary(stack=definition.name, task=config.task.name, rehearsed=rehearsed)
     run = _Runs(summary, definition, use_cache, detach)
     if pipeline in ("train", "all"):
         from pipelines.train import train_pipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 import click
 
@@ -12,11 +13,17 @@ from stacks.aws.rehearsal import Rehearsal
 
 
 def up() -> None:
-    """Start the rehearsal, or say that it is up, and print how other programs reach it. Raises EndpointError (one line)."""
-    rehearsal = Rehearsal(foundry_home(), click.echo)
+    """Start the rehearsal, or say that it is up, and print what a shell has to do for other programs to reach it.
+
+    Only that goes to standard output, for `eval`. Raises EndpointError (one line).
+    """
+    rehearsal = Rehearsal(foundry_home(), _tell)
     rehearsal.up()
-    for name, value in sorted(rehearsal.environment.items()):
-        click.echo(f"export {name}={value}")
+    environment = rehearsal.environment_in(os.environ)
+    if others := sorted(name for name in os.environ if name not in environment):
+        click.echo(f"unset {' '.join(others)}")  # such as AWS_PROFILE
+    for name in sorted(rehearsal.environment):
+        click.echo(f"export {name}={shlex.quote(environment[name])}")
 
 
 def enter(stack: str) -> None:
@@ -26,7 +33,7 @@ def enter(stack: str) -> None:
     """
     if stack != "aws":
         raise ConfigError(f"--rehearse rehearses AWS: use it with --stack aws, not with --stack {stack}")
-    rehearsal = Rehearsal(foundry_home(), lambda line: click.echo(line, err=True))
+    rehearsal = Rehearsal(foundry_home(), _tell)
     rehearsal.up()
     prepared = rehearsal.prepare()
     environment = rehearsal.environment_in(os.environ)
@@ -34,6 +41,10 @@ def enter(stack: str) -> None:
     os.environ.clear()
     os.environ.update(environment)
     click.echo("rehearsal   S3 and SageMaker are stand-ins on this machine, until: python run.py rehearsal down", err=True)
+
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def down() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cli import cost
-from cli.summary import RUN, Summary
+from cli.summary import Summary
 from hls_foundry import report as pages
 from hls_foundry.home import foundry_home
 
@@ -91,7 +91,7 @@ def _endpoint(summary: Summary, content: dict[str, Any]) -> list[pages.Section]:
     endpoint, test = content.get("endpoint"), summary.artifacts.get("inference_test")
     if endpoint is None:
         return []
-    address = pages.Section("Endpoint", pages.facts(endpoint) + pages.commands(summary.artifacts["endpoint"].commands(RUN)))
+    address = pages.Section("Endpoint", pages.facts(endpoint) + pages.commands(summary.commands()))
     return [address, *(sections(test) if test else [])]
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
     from cli.cost import SlurmRecord
+    from hls_foundry.endpoints.deployed import Deployed
 
 RUN = f"{'.venv/bin/python' if Path(sys.prefix) == REPOSITORY / '.venv' else 'python'} run.py"
 """The command line as it is typed in the repository."""
@@ -25,10 +26,10 @@ LARGE = {"model_bundle"}
 
 
 class Summary:
-    """Grows with each run."""
+    """Grows with each run. `rehearsed`: AWS was the rehearsal's."""
 
-    def __init__(self, stack: str, task: str) -> None:
-        self.stack, self.task = stack, task
+    def __init__(self, stack: str, task: str, *, rehearsed: bool = False) -> None:
+        self.stack, self.task, self.rehearsed = stack, task, rehearsed
         self.status = "completed"
         self.problem: Exception | None = None
         self.failed_step: str | None = None
@@ -69,6 +70,13 @@ class Summary:
     def fail(self, problem: Exception) -> None:
         """The command failed for this reason; one that is known already, from nearer to where it went wrong, stays."""
         self.status, self.problem = "failed", self.problem or problem
+
+    def commands(self) -> list[str]:
+        """How to call the endpoint that was deployed, and how to delete it, one line each."""
+        endpoint: Deployed = self.artifacts["endpoint"]
+        if not self.rehearsed:
+            return endpoint.commands(RUN)
+        return endpoint.commands(RUN, "--rehearse", shell=f'eval "$({RUN} rehearsal up)"')
 
     def as_json(self) -> dict[str, Any]:
         """The summary of design.md; blocks whose step did not run are left out."""
@@ -178,7 +186,7 @@ def lines(summary: Summary) -> list[str]:
         out += [
             "",
             f"{endpoint['name']} answers at {endpoint['url']} with version {endpoint['model_version']}",
-            *(f"  {line}" for line in summary.artifacts["endpoint"].commands(RUN)),
+            *(f"  {line}" for line in summary.commands()),
         ]
     if summary.problem is not None:
         where = f" in step {summary.failed_step}" if summary.failed_step else ""

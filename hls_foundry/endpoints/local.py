@@ -57,7 +57,7 @@ class Endpoint(Deployed):
     def state(self) -> str:
         return "running" if self.running else "stopped"
 
-    def calls(self, run: str) -> list[tuple[str, str]]:
+    def calls(self, run: str, option: str = "") -> list[tuple[str, str]]:
         return [
             ("call", f"curl --data-binary @SCENE.tif -H 'Content-Type: image/tiff' {self.url}/invocations"),
             ("or", f"{run} predict SCENE.tif --endpoint {self.name} --out polygons.geojson"),

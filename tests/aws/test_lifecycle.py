@@ -35,9 +35,7 @@ def test_up_and_down_at_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
         first = rehearsal.record
         commands.up()
         assert rehearsal.record == first
-        said = capsys.readouterr().out
-        assert "is up already" in said
-        assert f"export AWS_ENDPOINT_URL={rehearsal.environment['AWS_ENDPOINT_URL']}" in said
+        assert "is up already" in capsys.readouterr().err
         commands.status()
         assert "up since" in capsys.readouterr().out
         started = time.monotonic()
@@ -50,6 +48,19 @@ def test_up_and_down_at_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert capsys.readouterr().out.count("no rehearsal") == 2
     with pytest.raises(EndpointError, match="rehearsal up starts one"):
         _ = rehearsal.environment
+
+
+def test_a_shell_takes_over_what_up_prints_instead_of_its_own_settings(aws_account: Account) -> None:
+    rehearsal = aws_account.rehearsal
+    own = {"AWS_PROFILE": "work", "AWS_SESSION_TOKEN": "x", "NO_PROXY": "a b,$(exit 9)", "HLS_FOUNDRY_HOME": str(rehearsal.home.parent)}
+    up = f'set -eu; eval "$({sys.executable} {ROOT}/run.py rehearsal up)"; env -0'
+    there = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    done = subprocess.run(["bash", "-c", up], env={**there, **own}, capture_output=True, text=True, check=True, timeout=60)
+    inside = dict(entry.split("=", 1) for entry in done.stdout.split("\0") if entry)
+    assert not {"AWS_PROFILE", "AWS_SESSION_TOKEN"} & set(inside)
+    wanted = {**rehearsal.environment, "NO_PROXY": "127.0.0.1,a b,$(exit 9)"}
+    assert {name: inside[name] for name in wanted} == wanted
+    assert "is up already" in done.stderr
 
 
 def test_a_runtime_that_died_comes_back_with_its_endpoints(tmp_path: Path, archives: tuple[Path, Path]) -> None:

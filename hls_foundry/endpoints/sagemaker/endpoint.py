@@ -36,10 +36,11 @@ class SageMakerEndpoint(Deployed):
     def line(self) -> str:
         return super().line() + (f"  {self.problem}" if self.problem else "")
 
-    def calls(self, run: str) -> list[tuple[str, str]]:
+    def calls(self, run: str, option: str = "") -> list[tuple[str, str]]:
         """By run.py, the AWS CLI, Python, and (but for async) curl with Signature Version 4."""
         task = next(iter(self.models), None)
-        predict = f"{run} predict SCENE.tif --endpoint {self.name}{f' --task {task}' if task else ''} --out polygons.geojson"
+        options = f"{f' --task {task}' if task else ''}{f' {option}' if option else ''}"
+        predict = f"{run} predict SCENE.tif --endpoint {self.name}{options} --out polygons.geojson"
         calls = [("call", predict), ("AWS CLI", self._cli(task)), ("Python", self._python(task))]
         return calls if self.kind == "async" else [*calls, ("curl", self._curl(task))]
 
@@ -57,8 +58,10 @@ class SageMakerEndpoint(Deployed):
         told = ", ".join(f"{key}={json.dumps(value)}" for key, value in arguments.items())
         client = f'boto3.client("sagemaker-runtime", region_name="{self.region}")'
         if self.kind == "async":
-            return f'{client}.invoke_endpoint_async({told}, InputLocation="s3://BUCKET/SCENE.tif")["OutputLocation"]'
-        return f'{client}.invoke_endpoint({told}, Body=open("SCENE.tif", "rb"))["Body"].read()'
+            answer = f'{client}.invoke_endpoint_async({told}, InputLocation="s3://BUCKET/SCENE.tif")["OutputLocation"]'
+        else:
+            answer = f'{client}.invoke_endpoint({told}, Body=open("SCENE.tif", "rb"))["Body"].read().decode()'
+        return f"import boto3; print({answer})"
 
     def _curl(self, task: str | None) -> str:
         # The credentials stay in the environment: curl reads them from a configuration on standard input, not from its command line.

@@ -6,7 +6,9 @@ import json
 import shlex
 from dataclasses import replace
 
+import botocore.session
 import pytest
+from botocore import xform_name
 
 from hls_foundry.endpoints.deployed import Deployed
 from hls_foundry.endpoints.local import Endpoint
@@ -55,6 +57,25 @@ def test_commands_can_be_typed_and_end_with_the_deletion(endpoint: Deployed) -> 
         assert "\n" not in line
     stack = "" if endpoint is LOCAL else " --stack aws"
     assert lines[-1].split(maxsplit=1) == ["delete:", f"python run.py endpoints{stack} --delete {endpoint.name}"]
+
+
+@pytest.mark.parametrize("endpoint", [REMOTE, BOTH, ASYNC])
+def test_commands_say_what_takes_run_py_and_a_shell_to_the_rehearsal(endpoint: SageMakerEndpoint) -> None:
+    lines = dict(line.split(maxsplit=1) for line in endpoint.commands("python run.py", "--rehearse", shell="eval x"))
+    assert list(lines)[:3] == ["call:", "shell:", "AWS"]
+    assert [word for word, command in lines.items() if "--rehearse" in command] == ["call:", "delete:"]
+    assert "--rehearse" not in "\n".join(endpoint.commands("python run.py"))
+
+
+@pytest.mark.parametrize("endpoint", [REMOTE, BOTH, ASYNC])
+def test_options_of_the_aws_cli_are_members_of_the_operation_and_python_is_python(endpoint: SageMakerEndpoint) -> None:
+    lines = {word: command for line in endpoint.commands("run.py") for word, _, command in [line.partition(":")]}
+    _, _, operation, *words = shlex.split(lines["AWS CLI"])
+    model = botocore.session.Session().get_service_model("sagemaker-runtime")
+    members = model.operation_model("".join(part.capitalize() for part in operation.split("-"))).input_shape.members
+    known = {xform_name(name, "-") for name in members} | {"region"}
+    assert {word.removeprefix("--") for word in words if word.startswith("--")} <= known
+    compile(lines["Python"].strip(), "printed", "exec")
 
 
 def test_commands_name_the_model_where_there_are_several() -> None:
