@@ -86,7 +86,8 @@ def _buckets(definition: StackDefinition) -> list[Bucket]:
             written.append(Bucket(name, prefix.strip("/")))
     others: list[str] = []
     if isinstance(endpoint, SageMakerSettings):
-        folders = [endpoint.output_prefix, endpoint.data_capture.s3 if endpoint.data_capture else None]
+        results = endpoint.output_prefix if endpoint.kind == "async" else None
+        folders = [results, endpoint.data_capture.s3 if endpoint.data_capture else None]
         others = [*endpoint.s3_allow, *(folder.removeprefix("s3://").partition("/")[0] for folder in folders if folder)]
     names = {bucket.name for bucket in written}
     return [*dict.fromkeys(written), *(Bucket(name) for name in dict.fromkeys(others) if name not in names)]

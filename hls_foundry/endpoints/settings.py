@@ -12,6 +12,14 @@ BUCKET = r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
 TAG = "hls-foundry"
 """Tag key of everything that we create; its value is the endpoint's name."""
 
+NAMES: dict[Kind, str] = {
+    "realtime": "hls-{task}",
+    "async": "hls-{task}-async",
+    "serverless": "hls-{task}-serverless",
+    "multi_model": "hls-all-tasks",
+}
+"""Names where none is given: one a kind, since SageMaker does not turn an endpoint of one kind into another."""
+
 OWN_VARIABLES = ("HLS_MODEL_SHA256", "HLS_S3_ALLOW", "SM_MODEL_DIR", "SAGEMAKER_BIND_TO_PORT", "SAGEMAKER_MULTI_MODEL")
 """Variables of the container that follow from the deployment."""
 
@@ -136,7 +144,7 @@ class SageMakerSettings(_Target):
 
     target: Literal["sagemaker"] = "sagemaker"
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9{][a-zA-Z0-9{}_-]{0,62}$")] = Field(
-        description="`{task}` is filled with the task's name, _ becomes -"
+        description="`{task}` is filled with the task's name, _ becomes -; none: hls-{task}, with the kind behind it (see NAMES)"
     )
     kind: Kind = "realtime"
     role: Annotated[str, Field(pattern=r"^(arn:aws[a-z-]*:iam::[0-9]{12}:role/[A-Za-z0-9_+=,.@/-]+|[A-Za-z0-9_+=,.@-]{1,64})$")] = Field(
@@ -165,12 +173,19 @@ class SageMakerSettings(_Target):
     s3_allow: Annotated[tuple[BucketName, ...], BeforeValidator(_words)] = Field(
         (), description="buckets that the container may read images from"
     )
-    tasks: Names = Field((), description="multi_model: whose models are behind the endpoint")
-    output_prefix: S3Folder | None = Field(None, description="async: where results go")
+    tasks: Names = Field((), description="multi_model only: whose models are behind the endpoint")
+    output_prefix: S3Folder | None = Field(None, description="async only: where results go")
     startup_s: Annotated[int, Field(ge=60, le=3600)] = Field(900, description="seconds for the container to load its model")
 
     def name_for(self, task: str) -> str:
         return self.name.replace("{task}", task).replace("_", "-")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_name(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("name"):
+            return value
+        return {**value, "name": NAMES.get(value.get("kind") or "realtime", NAMES["realtime"])}
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> SageMakerSettings:
@@ -180,9 +195,7 @@ class SageMakerSettings(_Target):
                 "a multi_model endpoint serves several tasks: name must do without {task}",
             ),
             (self.kind == "multi_model" and not self.tasks, "multi_model needs tasks: whose models are behind the endpoint"),
-            (self.kind != "multi_model" and bool(self.tasks), f"tasks is for multi_model, not for {self.kind}"),
             (self.kind == "async" and not self.output_prefix, "async needs output_prefix: where in S3 results go"),
-            (self.kind != "async" and self.output_prefix is not None, f"output_prefix is for async, not for {self.kind}"),
             (self.kind in ("realtime", "multi_model") and self.max_concurrency is not None, f"max_concurrency is not for {self.kind}"),
             (self.autoscaling is not None and self.autoscaling.min == 0 and self.kind != "async", "autoscaling.min: 0 is only for async"),
             (self.kind == "serverless" and self.autoscaling is not None, "serverless scales by itself: leave out autoscaling"),

@@ -30,12 +30,22 @@ class Machine:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, str(ROOT / "run.py"), *arguments]
 
-    def run(self, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-        answer = subprocess.run(self.command(*arguments), env=self.environment, capture_output=True, text=True, timeout=400)
+    def run(self, *arguments: str, expect: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = {**self.environment, **environment}
+        answer = subprocess.run(self.command(*arguments), env=variables, capture_output=True, text=True, timeout=400)
         assert answer.returncode == expect, f"{arguments}\n{answer.stdout[-3000:]}\n{answer.stderr[-3000:]}"
         return answer
 
-    def summary(self, *arguments: str, expect: int = 0) -> dict:
+    def shell(self, line: str) -> str:
+        """What a line prints that was told to be typed in the repository."""
+        places = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment = {**self.environment, "PATH": places}
+        answer = subprocess.run(["bash", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+        assert answer.returncode == 0, f"{line}\n{answer.stdout[-3000:]}\n{answer.stderr[-3000:]}"
+        return answer.stdout
+
+    def summary(self, *arguments: str, expect: int = 0, **environment: str) -> dict:
+        """The JSON of a command, with what it printed as `stdout`."""
         file = self.folder / "summary.json"
-        self.run(*arguments, "--json", str(file), expect=expect)
-        return json.loads(file.read_text())
+        answer = self.run(*arguments, "--json", str(file), expect=expect, **environment)
+        return {**json.loads(file.read_text()), "stdout": answer.stdout}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ import rasterio
 
 from tests.e2e.machines import SMALL, Machine
 
-AWS = ("--stack", "aws", "--rehearse", "--task", "flood")
+AWS = ("--stack", "aws", "--rehearse", "--task", "flood", *SMALL[:2])
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
@@ -51,12 +54,58 @@ def test_the_deployment_is_quick(deployed: dict[str, Any]) -> None:
 def test_predict_asks_the_endpoint_and_gets_the_mask_of_this_process(
     machine: Machine, trained: dict[str, Any], deployed: dict[str, Any]
 ) -> None:
-    chip = next((machine.folder / "foundry" / "data").rglob("S2Hand/*.tif"))
     here, there = machine.folder / "here.tif", machine.folder / "there.tif"
-    machine.run("predict", str(chip), "--bundle", trained["model"]["uri"], "--out", str(here))
-    machine.run("predict", str(chip), "--endpoint", "hls-flood", "--rehearse", "--out", str(there))
+    machine.run("predict", str(_chip(machine)), "--bundle", trained["model"]["uri"], "--out", str(here))
+    machine.run("predict", str(_chip(machine)), "--endpoint", "hls-flood", "--rehearse", "--out", str(there))
     with rasterio.open(here) as a, rasterio.open(there) as b:
         assert (a.read(1) == b.read(1)).mean() >= 0.9999
+
+
+@pytest.fixture(scope="module")
+def printed(deployed: dict[str, Any]) -> dict[str, str]:
+    """The commands at the end of the summary, by their word."""
+    told = deployed["stdout"].partition("hls-flood answers at")[2].splitlines()[1:]
+    return {word.strip(): command.strip() for line in told for word, colon, command in [line.partition(": ")] if colon}
+
+
+@pytest.mark.parametrize("word", ["call", "AWS CLI", "Python", "curl"])
+def test_what_is_printed_to_call_the_endpoint_calls_it(machine: Machine, printed: dict[str, str], word: str) -> None:
+    if word == "AWS CLI" and (shutil.which("aws") is None or subprocess.run(["aws", "--version"], capture_output=True).returncode != 0):
+        pytest.skip("no AWS CLI, which nothing else needs; that its options are the operation's is tested without it")
+    chip, polygons = _chip(machine), machine.folder / f"{word}.geojson"
+    command = printed[word].replace("SCENE.tif", str(chip)).replace("polygons.geojson", shlex.quote(str(polygons)))
+    command = f"python -c {shlex.quote(command)}" if word == "Python" else command
+    said = machine.shell(command if word == "call" else f"{printed['shell']} && {command}")
+    document = json.loads(polygons.read_text() if polygons.exists() else said)
+    assert document["type"] == "FeatureCollection"
+
+
+@pytest.mark.parametrize("kind", ["serverless", "async", "multi_model"])
+def test_a_variable_chooses_another_kind_which_serves_passes_and_goes(
+    machine: Machine, trained: dict[str, Any], deployed: dict[str, Any], kind: str
+) -> None:
+    tasks = ["burn_scars", "flood"] if kind == "multi_model" else ["flood"]
+    if kind == "multi_model":
+        machine.summary("--pipeline", "train", "--task", "burn_scars", *SMALL)
+    summary = machine.summary(*AWS, HLS_AWS_KIND=kind)
+    name, test = summary["endpoint"]["name"], summary["inference_test"]
+    assert summary["endpoint"]["kind"] == kind
+    assert name == {"serverless": "hls-flood-serverless", "async": "hls-flood-async", "multi_model": "hls-all-tasks"}[kind]
+    assert (summary["model"]["sha256"], test["errors"]) == (trained["model"]["sha256"], 0)
+    assert test["agreement"] >= 0.9999
+    here = machine.run("predict", str(_chip(machine)), "--bundle", trained["model"]["uri"], "--out", str(machine.folder / "here.tif"))
+    assert "here.tif" in here.stdout
+    for task in tasks:
+        there = machine.folder / f"{kind}-{task}.tif"
+        machine.run("predict", str(_chip(machine)), "--endpoint", name, "--task", task, "--rehearse", "--out", str(there))
+        with rasterio.open(machine.folder / "here.tif") as a, rasterio.open(there) as b:
+            assert ((a.read(1) == b.read(1)).mean() >= 0.9999) == (task == "flood")  # the other task's model is another
+    listed = machine.run("endpoints", "--stack", "aws", "--rehearse").stdout
+    assert name in listed
+    assert "hls-flood " in listed
+    machine.run("endpoints", "--stack", "aws", "--rehearse", "--delete", name, "--objects")
+    left = _left(machine.folder / "foundry")
+    assert {sort: len(names) for sort, names in left.items()} == {"endpoints": 1, "configurations": 1, "models": 1}
 
 
 def test_a_second_run_sends_and_changes_nothing(machine: Machine, deployed: dict[str, Any]) -> None:
@@ -65,13 +114,20 @@ def test_a_second_run_sends_and_changes_nothing(machine: Machine, deployed: dict
     assert "Updating" not in answer.stderr
 
 
-def test_listing_shows_it_and_deleting_leaves_nothing_behind(machine: Machine, deployed: dict[str, Any]) -> None:
+def test_listing_shows_it_and_the_printed_deletion_leaves_nothing_behind(
+    machine: Machine, deployed: dict[str, Any], printed: dict[str, str]
+) -> None:
     listed = machine.run("endpoints", "--stack", "aws", "--rehearse").stdout
     assert "hls-flood" in listed
     assert f"version {deployed['endpoint']['model_version']}" in listed
-    machine.run("endpoints", "--stack", "aws", "--rehearse", "--delete", "hls-flood", "--objects")
+    machine.shell(printed["delete"])
     assert "no endpoints of ours" in machine.run("endpoints", "--stack", "aws", "--rehearse").stdout
     assert all(not names for names in _left(machine.folder / "foundry").values())
+
+
+def _chip(machine: Machine) -> Path:
+    """One of the chips that it was trained on."""
+    return next((machine.folder / "foundry" / "data").rglob("S2Hand/*.tif"))
 
 
 def _left(home: Path) -> dict[str, list[str]]:

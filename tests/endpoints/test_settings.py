@@ -49,6 +49,21 @@ def test_names_are_filled_with_the_task_in_letters_that_sagemaker_takes() -> Non
     assert LocalSettings().name_for("burn_scars") == "burn_scars"
 
 
+def test_without_a_name_each_kind_has_its_own() -> None:
+    def named(kind: str) -> str:
+        given = {key: value for key, value in {**LEAST, **KINDS[kind]}.items() if key != "name"}
+        settings = ENDPOINT.validate_python({**given, "kind": kind})
+        assert ENDPOINT.validate_json(settings.model_dump_json(exclude_unset=True)) == settings
+        return settings.name_for("burn_scars")
+
+    names = {kind: named(kind) for kind in KINDS}
+    assert names["realtime"] == "hls-burn-scars"
+    assert names["async"] == "hls-burn-scars-async"
+    assert "burn" not in names["multi_model"]
+    assert len(set(names.values())) == len(KINDS)
+    assert read(name="", kind="").name_for("flood") == "hls-flood"
+
+
 def test_empty_text_and_lists_as_text_come_from_variables() -> None:
     settings = read(s3_allow="models, scenes", kms_key="", subnets="", autoscaling="", instances="2", aws={"region": "", "role_arn": ""})
     assert isinstance(settings, SageMakerSettings)
@@ -62,9 +77,7 @@ def test_empty_text_and_lists_as_text_come_from_variables() -> None:
     [
         ({"kind": "multi_model", "tasks": ["a"]}, "name must do without {task}"),
         ({"kind": "multi_model", "name": "x"}, "multi_model needs tasks"),
-        ({"tasks": ["a"]}, "tasks is for multi_model"),
         ({"kind": "async"}, "async needs output_prefix"),
-        ({"output_prefix": "s3://models/x"}, "output_prefix is for async"),
         ({"max_concurrency": 3}, "max_concurrency is not for realtime"),
         ({"autoscaling": {"min": 0}}, "min: 0 is only for async"),
         ({"autoscaling": {"min": 3, "max": 2}}, "min 3 is more than max 2"),

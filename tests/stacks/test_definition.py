@@ -27,6 +27,24 @@ def test_the_local_stack_loads_without_any_variable() -> None:
     assert stack.endpoint.target == "local"
 
 
+AWS = {
+    "HLS_AWS_BUCKET": "models", "HLS_AWS_ROLE": "hls", "HLS_AWS_IMAGE": "123456789012.dkr.ecr.eu-central-1.amazonaws.com/serve:1"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["realtime", "serverless", "async", "multi_model"])
+def test_a_variable_chooses_the_kind_of_endpoint_on_aws(kind: str) -> None:
+    endpoint = load_stack("aws", {**AWS, "HLS_AWS_KIND": kind}).endpoint
+    assert endpoint is not None
+    assert endpoint.kind == kind
+    assert load_stack("aws", AWS).endpoint.kind == "realtime"  # type: ignore[union-attr]
+
+
+def test_a_wrong_kind_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"aws\.yaml: 'endpoint\.kind': Input should be .*'serverless'"):
+        load_stack("aws", {**AWS, "HLS_AWS_KIND": "serverles"})
+
+
 def test_variables_are_filled_and_defaults_used(tmp_path: Path) -> None:
     folder = write(tmp_path, VALID % "${WHERE}/${WHAT:-models}")
     assert load_stack("mine", {"WHERE": "/somewhere"}, folder).publish.folder == "/somewhere/models"

@@ -222,7 +222,7 @@ def _model_body(settings: SageMakerSettings, data_url: str, role_arn: str, model
 def _config_body(settings: SageMakerSettings, model_name: str) -> dict[str, Any]:
     key = {"KmsKeyId": settings.kms_key} if settings.kms_key else {}
     body: dict[str, Any] = {"ProductionVariants": [_variant(settings, model_name)], **key}
-    if settings.output_prefix:
+    if settings.kind == "async" and settings.output_prefix:
         folder = settings.output_prefix.rstrip("/")
         asynchronous: dict[str, Any] = {"OutputConfig": {"S3OutputPath": f"{folder}/", "S3FailurePath": f"{folder}/failures/", **key}}
         if settings.max_concurrency:
