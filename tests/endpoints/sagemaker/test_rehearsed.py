@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
 import pytest
+from botocore.config import Config
 
 from hls_foundry.endpoints.aws import Aws
 from hls_foundry.endpoints.client import Invoker
@@ -56,6 +60,84 @@ def served(invoker: Invoker) -> str:
     reply = invoker.invoke(scene_tiff(64), content_type="image/tiff", accept="image/tiff")
     assert reply.status == 200, reply.body
     return reply.headers["x-amzn-sagemaker-custom-attributes"].partition("=")[2]
+
+
+class TenASecond:
+    """Calls the endpoint every tenth of a second, each call once, whether or not those before have been answered.
+
+    `answered`: the digest of the model that each call got its answer from, in the order of the calls; `errors`: of calls that got none.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._stop = name, threading.Event()
+        config = Config(retries={"total_max_attempts": 1}, max_pool_connections=20)
+        self._runtime = boto3.client("sagemaker-runtime", config=config)
+        self._thread = threading.Thread(target=self._call_on)
+        self.answered: list[str] = []
+        self.errors: list[BaseException] = []
+        self.rate = 0.0
+
+    def __enter__(self) -> TenASecond:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _call_on(self) -> None:
+        started, scene = time.monotonic(), scene_tiff(64)
+        with ThreadPoolExecutor(16) as pool:
+            calls: list[Future[str]] = []
+            while not self._stop.wait(max(0.0, started + 0.1 * len(calls) - time.monotonic())):
+                calls.append(pool.submit(self._call, scene))
+            self.rate = len(calls) / (time.monotonic() - started)
+        self.errors = [error for call in calls if (error := call.exception())]
+        self.answered = [call.result() for call in calls if not call.exception()]
+
+    def _call(self, scene: bytes) -> str:
+        reply = self._runtime.invoke_endpoint(EndpointName=self._name, Body=scene, ContentType="image/tiff", Accept="image/tiff")
+        reply["Body"].read()
+        return str(reply["CustomAttributes"]).partition("=")[2]
+
+
+def test_updates_under_load_fail_no_call_and_one_that_does_not_pass_is_taken_back(
+    prepared: Prepared, bundles: tuple[Path, Path], tmp_path: Path
+) -> None:
+    endpoints = SageMakerEndpoints(Aws(), pace=PACE)
+    settings = SageMakerSettings(name="loaded", role=prepared.role, image=prepared.image, startup_s=60)
+    old, new = (publish(prepared, bundle, "burn_scars", version, tmp_path) for bundle, version in zip(bundles, "12", strict=True))
+    first = endpoints.deploy(settings, {"burn_scars": old})
+    kept: list[set[str]] = []
+
+    def refuse(task: str, invoker: Invoker) -> None:
+        assert served(invoker) == new.bundle_sha256
+        kept.append({config["EndpointConfigName"] for config in boto3.client("sagemaker").list_endpoint_configs()["EndpointConfigs"]})
+        raise EndpointError("agreement 0.2 is less than 0.9999")
+
+    with TenASecond("loaded") as client:
+        with pytest.raises(EndpointError, match="agreement"):
+            endpoints.deploy(settings, {"burn_scars": new}, check=refuse)
+        time.sleep(0.5)
+    assert client.errors == []
+    assert client.rate > 9
+    assert first.config in kept[0]
+    assert (client.answered[0], client.answered[-1]) == (old.bundle_sha256, old.bundle_sha256)
+    assert set(client.answered) <= {old.bundle_sha256, new.bundle_sha256}
+    assert endpoints.get("loaded").config == first.config
+    left = boto3.client("sagemaker").list_endpoint_configs(NameContains="loaded")["EndpointConfigs"]
+    assert [config["EndpointConfigName"] for config in left] == [first.config]
+
+    seen: list[str] = []
+    with TenASecond("loaded") as client:
+        endpoints.deploy(settings, {"burn_scars": new}, check=lambda task, invoker: seen.append(served(invoker)))
+        time.sleep(0.5)
+    assert client.errors == []
+    assert client.rate > 9
+    assert (client.answered[0], client.answered[-1]) == (old.bundle_sha256, new.bundle_sha256)
+    assert seen == [new.bundle_sha256]
+    assert endpoints.get("loaded").model_version == "2"
+    endpoints.delete("loaded")
 
 
 def test_an_archive_that_was_changed_in_s3_is_not_served(prepared: Prepared, bundles: tuple[Path, Path], tmp_path: Path) -> None:
