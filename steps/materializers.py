@@ -83,7 +83,7 @@ class BundleMaterializer(BaseMaterializer):
         local = Path(self.uri)
         if local.is_dir():
             return BundleFolder(local)
-        with self.get_temporary_directory(delete_at_exit=True) as folder:
+        with self.get_temporary_directory(delete_at_exit=False) as folder:  # it goes when the step ends
             io_utils.copy_dir(self.uri, folder)
         return BundleFolder(Path(folder))
 

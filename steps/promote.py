@@ -13,9 +13,13 @@ from zenml.utils.metadata_utils import log_metadata
 
 from hls_foundry.chips.splits import Splits
 from hls_foundry.config import DataConfig, PromotionConfig, TaskConfig
+from hls_foundry.endpoints.archives import archive_here
+from hls_foundry.endpoints.settings import AwsSettings
+from hls_foundry.errors import EndpointError
 from hls_foundry.evaluation.evaluate import EvaluationReport, measure
 from hls_foundry.evaluation.metrics import Scores
 from hls_foundry.evaluation.promotion import decide
+from hls_foundry.home import foundry_home
 from hls_foundry.inference.predictor import Predictor
 from hls_foundry.models.bundle import load_bundle, unpack_bundle, weights_digest
 from steps.artifacts import BundleFolder, PromotionRecord
@@ -73,11 +77,16 @@ def _link(version: ModelVersionResponse) -> None:
 
 
 def _measure_production(production: ModelVersionResponse, splits: Splits, data: DataConfig) -> Scores | None:
-    """Scores of the production bundle on these test chips; None when its archive is gone."""
-    uri = production.run_metadata.get("uri")
-    if not isinstance(uri, str) or not Path(uri).is_file():
-        log.warning("promote     version %s in production has no archive at %s any more: it cannot be compared", production.name, uri)
+    """Scores of the production bundle on these test chips; None when its archive is gone. Raises EndpointError where S3 refuses it."""
+    uri, sha256 = str(production.run_metadata.get("uri", "")), str(production.run_metadata.get("sha256", ""))
+    try:
+        # In S3 with the usual credentials: on SageMaker the job's role.
+        archive = archive_here(uri, sha256, foundry_home() / "archives", AwsSettings())
+    except EndpointError as error:
+        if uri.startswith("s3://") and "there is no such object" not in str(error):
+            raise  # it may well be there: nothing goes into production unmeasured because of that
+        log.warning("promote     version %s in production cannot be compared (%s)", production.name, error)
         return None
     with TemporaryDirectory(prefix="hls-production-") as folder:
-        unpack_bundle(Path(uri), Path(folder) / "bundle")
+        unpack_bundle(archive, Path(folder) / "bundle")
         return measure(Predictor(load_bundle(Path(folder) / "bundle")), splits, data)
