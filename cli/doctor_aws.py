@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import urllib.error
 import urllib.request
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.doctor import Check
 from hls_foundry.endpoints.aws import DENIED, Aws, aws_errors, error_code
-from hls_foundry.endpoints.settings import TAG, SageMakerSettings
+from hls_foundry.endpoints.settings import TAG, AwsSettings, SageMakerSettings
 from hls_foundry.errors import FoundryError
 
 if TYPE_CHECKING:
@@ -39,8 +40,12 @@ def check_account(definition: StackDefinition) -> Iterator[Check]:
         yield found
         if not found.passed:
             return
+    chain = AwsSettings(region=publishing.settings.region, profile=os.environ.get("AWS_PROFILE") or None)
     for bucket in _buckets(definition):
-        yield _try("bucket", lambda bucket=bucket: _bucket(publishing, bucket))  # type: ignore[misc]
+        if bucket.of_zenml and publishing.settings != chain:
+            yield _store(Aws(chain), bucket)
+        else:
+            yield _try("bucket", lambda bucket=bucket: _bucket(publishing, bucket))  # type: ignore[misc]
     if endpoint is None:
         return
     yield _try("role", lambda: _role(aws, endpoint.role))
@@ -69,11 +74,15 @@ def _credentials(aws: Aws) -> Check:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket of the stack. `prefix`: where we write; None where only the endpoint does, or its container reads."""
+    """A bucket of the stack. `prefix`: where we write; None where only the endpoint does, or its container reads.
+
+    `of_zenml`: ZenML's artifact store writes there, by the usual chain of credentials and nothing else.
+    """
 
     name: str
     prefix: str | None = None
     kms_key: str | None = None
+    of_zenml: bool = False
 
 
 def _buckets(definition: StackDefinition) -> list[Bucket]:
@@ -83,7 +92,7 @@ def _buckets(definition: StackDefinition) -> list[Bucket]:
     for part in definition.components:
         if part.type == "artifact_store" and part.flavor == "s3":
             name, _, prefix = str(part.configuration.get("path", "")).removeprefix("s3://").partition("/")
-            written.append(Bucket(name, prefix.strip("/")))
+            written.append(Bucket(name, prefix.strip("/"), of_zenml=True))
     others: list[str] = []
     if isinstance(endpoint, SageMakerSettings):
         results = endpoint.output_prefix if endpoint.kind == "async" else None
@@ -91,6 +100,15 @@ def _buckets(definition: StackDefinition) -> list[Bucket]:
         others = [*endpoint.s3_allow, *(folder.removeprefix("s3://").partition("/")[0] for folder in folders if folder)]
     names = {bucket.name for bucket in written}
     return [*dict.fromkeys(written), *(Bucket(name) for name in dict.fromkeys(others) if name not in names)]
+
+
+def _store(aws: Aws, bucket: Bucket) -> Check:
+    """The artifact store's bucket, where the stack's role or profile is not what writes there."""
+    found = _try("bucket", lambda: _bucket(aws, bucket))
+    if found.passed:
+        return Check("bucket", True, f"{found.found} by ZenML's store too, which does without the role or profile of the stack file")
+    wanted = "give the role or profile in ~/.aws/config and export AWS_PROFILE (docs/aws.md)"
+    return Check("bucket", False, f"ZenML's store does not take the role or profile of the stack file: {found.found}", wanted)
 
 
 def _bucket(aws: Aws, bucket: Bucket) -> Check:

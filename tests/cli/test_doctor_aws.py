@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +21,7 @@ from cli.doctor_aws import SERVERLESS_QUOTA, check_account, trusts_sagemaker, wa
 from hls_foundry.endpoints.aws import Aws
 from hls_foundry.endpoints.settings import SageMakerSettings
 from stacks.aws.rehearsal.account import TRUST
-from stacks.aws.rehearsal.credentials import EXPIRED_KEY_ID, EXPIRED_TOKEN
+from stacks.aws.rehearsal.credentials import EXPIRED_KEY_ID, EXPIRED_TOKEN, KEY_ID
 from stacks.definition import load_stack
 from tests.aws.rehearsed import Account
 
@@ -59,6 +60,20 @@ def doctor(tmp_path: Path, aws_account: Account, monkeypatch: pytest.MonkeyPatch
         return checks
 
     return run
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server of these answers."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def failure(checks: list[Check], name: str) -> str:
@@ -123,6 +138,43 @@ def test_bucket_of_another_region(doctor: Doctor, aws_account: Account) -> None:
     finally:
         aws_account.s3.delete_bucket(Bucket=bucket)
     assert "the bucket is in eu-west-1, not in eu-central-1" in said
+
+
+def test_zenml_s_store_is_checked_as_who_writes_there(doctor: Doctor, aws_account: Account) -> None:
+    assumed = {"aws": {"role_arn": aws_account.prepared.role}}
+    checks = doctor(assumed, assumed)
+    assert [check.name for check in checks] == EVERYTHING
+    assert all(check.passed for check in checks), checks
+    assert "assumed-role" in checks[1].found
+    assert "by ZenML's store too, which does without the role" in checks[3].found
+
+
+class OnlyForRoles(BaseHTTPRequestHandler):
+    """S3 that lets nobody in but who has assumed a role."""
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        refused = KEY_ID in self.headers["Authorization"]
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>" if refused and self.command != "HEAD" else b""
+        self.send_response(403 if refused else 200)
+        self.send_header("x-amz-bucket-region", "eu-central-1")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_HEAD = do_DELETE = do_PUT
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return None
+
+
+def test_a_role_that_zenml_s_store_does_not_take_is_told(doctor: Doctor, aws_account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    assumed = {"aws": {"role_arn": aws_account.prepared.role}}
+    with serving(OnlyForRoles) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        said = failure(doctor(assumed, assumed, known=False), "bucket")
+    assert said.startswith("ZenML's store does not take the role or profile of the stack file: s3://")
+    assert "export AWS_PROFILE" in said
 
 
 def test_missing_role(doctor: Doctor) -> None:
@@ -221,14 +273,9 @@ class Registry(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def registry(aws_account: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Registry)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL_ECR", f"http://127.0.0.1:{server.server_port}")
-    yield
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Registry) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_ECR", url)
+        yield
 
 
 @pytest.mark.usefixtures("registry")
