@@ -17,7 +17,7 @@ import pytest
 
 from stacks.slurm.rehearsal_network import can_name_hosts
 from stacks.slurm.rehearsal_processes import missing_programs
-from tests.conftest import missing
+from tests.conftest import ROOT, missing
 from tests.e2e.login_node import SMALL, STEPS, LoginNode, ended, on_a_cluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
@@ -33,6 +33,19 @@ ISOLATED = os.geteuid() == 0 and can_name_hosts() and not missing_programs(["ip"
 OPEN_WAY = """
 mkdir -p "$2" && mount --bind "$1" "$2" && mount -t tmpfs -o mode=755 tmpfs "$3" && mkdir -p "$1" && mount --bind "$2" "$1" || exit 99
 shift 3; exec "$@"
+"""
+
+
+# What ZenML's store says of a model version: which run made its bundle, which ones put it in S3 and tested its endpoint.
+LINEAGE = """
+import json, sys
+from zenml.client import Client
+version = Client().get_model_version(sys.argv[1], sys.argv[2])
+facts = version.run_metadata
+print(json.dumps({
+    "made_by": str(version.get_artifact("model_bundle").producer_pipeline_run_id),
+    "placed_by": facts["placed_by"], "tested_by": facts["inference_test"]["run"], "s3": facts["s3_uri"],
+}))
 """
 
 
@@ -162,6 +175,27 @@ def test_the_model_from_the_cluster_is_deployed_here_and_answers_as_evaluated(fi
     finally:
         login.run("endpoints", "--delete", "flood")
     assert "no endpoints" in login.run("endpoints").stdout
+
+
+def test_the_model_from_the_cluster_is_deployed_on_aws_and_lineage_links_both_runs(first: Finished) -> None:
+    login, file = first.login, first.login.folder / "on_aws.json"
+    try:
+        login.run("--stack", "aws", "--rehearse", *SMALL, "--json", str(file))
+        deployed = json.loads(file.read_text())
+        for key in ("name", "version", "stage", "sha256"):
+            assert deployed["model"][key] == first.summary["model"][key]
+        assert (deployed["status"], deployed["endpoint"]["target"]) == ("completed", "sagemaker")
+        test = deployed["inference_test"]
+        assert test["errors"] == 0
+        assert test["agreement"] >= 0.9999
+        ask = [sys.executable, "-c", LINEAGE, first.summary["model"]["name"], first.summary["model"]["version"]]
+        told = json.loads(subprocess.run(ask, env=login.environment, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+        trained, placed = first.summary["runs"][-1], deployed["runs"][-1]
+        assert told == {"made_by": trained["id"], "placed_by": placed["name"], "tested_by": placed["name"], "s3": told["s3"]}
+        assert f"/{deployed['model']['version']}-{deployed['model']['sha256'][:12]}/" in told["s3"]
+    finally:
+        login.run("endpoints", "--stack", "aws", "--rehearse", "--delete", "hls-flood")
+        login.run("rehearsal", "down")
 
 
 def test_a_second_run_takes_everything_but_promotion_and_publication_from_the_cache(first: Finished) -> None:
