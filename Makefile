@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TASK ?= burn_scars
 
-.PHONY: help install run test lint system lock docs bench clean
+.PHONY: help install run test lint images system lock docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -42,9 +42,18 @@ system:  ## what some tests need from Debian (as root): Chromium, Slurm, OpenSSH
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM) || exit 1; \
 	if test -d /run/systemd/system; then for unit in $$new; do systemctl disable --quiet $$unit || true; done; fi
 
-lock: install  ## resolve pyproject.toml again into requirements.lock
+images:  ## the container images, with docker or podman (PIP_CONF=FILE: a pip.conf for an index of yours)
+	@$(PYTHON) -m containers.build $(if $(PIP_CONF),--pip-conf $(PIP_CONF))
+
+# torch apart: its CPU build, whose hashes are in containers/serve/torch.cpu.lock, is not on PyPI.
+LOCK_IMAGE = $(BIN)/uv pip compile --quiet --upgrade --constraints requirements.lock --generate-hashes --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --no-annotate --custom-compile-command "make lock"
+
+lock: install  ## resolve pyproject.toml again into requirements.lock, and the images' locks from that
 	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate \
 	  --custom-compile-command "make lock" --upgrade -o requirements.lock
+	$(LOCK_IMAGE) pyproject.toml --no-emit-package torch -o containers/serve/requirements.lock
+	grep '^torch==' requirements.lock | $(LOCK_IMAGE) - --no-config -o containers/serve/torch.cuda.lock
 
 docs: install  ## write docs/configuration.md and docs/hpc-settings.md from the types in the code
 	$(BIN)/python docs/write_configuration.py

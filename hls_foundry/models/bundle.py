@@ -145,6 +145,8 @@ def load_bundle(folder: Path) -> Bundle:
         state = load_file(path)
         digest = _digest(folder)
     except FileNotFoundError:
+        if path.is_file():  # safetensors says the same of a file that it may not open
+            raise BundleError(f"{path} cannot be read by user {os.getuid()}: Permission denied") from None
         raise BundleError(f"{folder} has no {WEIGHTS}: fetch the bundle again") from None
     except (OSError, SafetensorError) as error:
         raise BundleError(

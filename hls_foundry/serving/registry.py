@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 import threading
@@ -37,8 +38,15 @@ def load_model(name: str, folder: Path, *, sha256: Collection[str] = ()) -> Load
     """The bundle in `folder` (its files, or model.tar.gz), ready and warmed up.
 
     `sha256`: digests that are good, each of the archive, of the weights file, or the bundle's own, whichever travelled along; none: all.
-    Raises BundleError (one line) for an empty folder, a bundle of another schema, or one of another digest.
+    Raises BundleError (one line) for an empty folder, one that this user may not read, a bundle of another schema or another digest.
     """
+    try:
+        return _load(name, folder, sha256)
+    except OSError as error:  # a container's user is not the one who wrote the bundle; an archive needs a place to unpack it
+        raise BundleError(f"the model in {folder} cannot be loaded by user {os.getuid()}: {error.strerror or error}") from None
+
+
+def _load(name: str, folder: Path, sha256: Collection[str]) -> LoadedModel:
     if not any((folder / file).is_file() for file in ("model.json", ARCHIVE)):
         raise BundleError(f"{folder} holds no model: it needs a bundle's model.json and {WEIGHTS}, or {ARCHIVE}")
     # torch comes in here and not at the top: the server listens, and says "not yet" to /ping, while this takes its second.
@@ -143,7 +151,10 @@ class ModelRegistry:
 
 def _load_bytes(folder: Path) -> int:
     """What loading takes: the weights, and half of that for a pass in bfloat16. An archive is as large as its content, which is stored."""
-    sizes = [(folder / name).stat().st_size for name in (WEIGHTS, ARCHIVE) if (folder / name).is_file()]
+    try:
+        sizes = [(folder / name).stat().st_size for name in (WEIGHTS, ARCHIVE) if (folder / name).is_file()]
+    except OSError:
+        return 0  # loading will say what is wrong
     return max(sizes, default=0) * 3 // 2
 
 

@@ -1,0 +1,76 @@
+"""A container of the serving image for tests: a real engine, a port of its own, gone at the end."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import uuid
+from types import TracebackType
+
+from hls_foundry.endpoints.client import EndpointClient
+from tests.serving.running import free_port
+
+START_S, STOP_S = 60.0, 30
+CONTAINER_PORT = 8080
+
+
+class RunningContainer:
+    """`engine run … image` with no rights at all and nothing to write to but /tmp; a context manager that leaves no container behind."""
+
+    def __init__(self, engine: str, image: str, *options: str, port: int = CONTAINER_PORT, network: bool = True) -> None:
+        self.engine, self.name = engine, f"hls-test-{uuid.uuid4().hex[:12]}"
+        self.port = free_port()
+        published = ("--publish", f"127.0.0.1:{self.port}:{port}") if network else ("--network", "none")
+        confined = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+        # Two torch threads would fight with the other tests on this machine's two cores.
+        self.started = time.monotonic()
+        self.command("run", "--detach", "--name", self.name, *confined, *published, "--env", "OMP_NUM_THREADS=1", *options, image, "serve")
+        self.client = EndpointClient(f"http://127.0.0.1:{self.port}", timeout=60)
+
+    def command(self, *arguments: str) -> str:
+        """The engine's output."""
+        done = subprocess.run([self.engine, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def inside(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run `command` in the container."""
+        return subprocess.run([self.engine, "exec", self.name, *command], capture_output=True, text=True, check=False)
+
+    def wait_ready(self) -> float:
+        """Seconds from before the container was made to /ping's first 200."""
+        while not self.client.ping():
+            assert self.is_running(), self.log()
+            assert time.monotonic() < self.started + START_S, self.log()
+            time.sleep(0.02)
+        return time.monotonic() - self.started
+
+    def is_running(self) -> bool:
+        return self.command("inspect", "--format", "{{.State.Running}}", self.name) == "true"
+
+    def wait_end(self) -> int:
+        """The exit code of a container that ends by itself; /ping must never say 200."""
+        while self.is_running():
+            assert not self.client.ping()
+            assert time.monotonic() < self.started + START_S, self.log()
+            time.sleep(0.05)
+        return self.exit_code()
+
+    def stop(self, seconds: int = STOP_S) -> int:
+        """SIGTERM, and after `seconds` SIGKILL; the exit code."""
+        self.command("stop", "--time", str(seconds), self.name)
+        return self.exit_code()
+
+    def exit_code(self) -> int:
+        return int(self.command("inspect", "--format", "{{.State.ExitCode}}", self.name))
+
+    def log(self) -> str:
+        done = subprocess.run([self.engine, "logs", self.name], capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    def __enter__(self) -> RunningContainer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.client.close()
+        subprocess.run([self.engine, "rm", "--force", "--volumes", self.name], capture_output=True, check=False)
