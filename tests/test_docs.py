@@ -16,7 +16,7 @@ from stacks.definition import known_sites, known_stacks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"(?:^|(?<=[\s`=\"]))(?:\.venv/bin/python |python |\./)?run\.py( [^`\n|│]*)?")
+COMMAND = re.compile(r"(?:^|(?<=[\s`=\"]))(?:\.venv/bin/python |python |\./)?run\.py( [^`\n|│)]*)?")
 LINK = re.compile(r"\]\((?!https?://)([^)\s#]*)(?:#([^)\s]+))?\)")
 TOLD = ("README.md", "aws.md", "hpc.md", "serving.md")
 
@@ -52,7 +52,7 @@ def test_every_command_line_parses(page: Path) -> None:
             continue
         except click.UsageError as error:
             pytest.fail(f"{page.name}: run.py {shlex.join(arguments)}: {error.format_message()}")
-        assert given.get("stack") in (*known_stacks(), "aws", "NAME", None)  # aws comes with part 3
+        assert given.get("stack") in (*known_stacks(), "NAME", None)
         assert given.get("site") in (*known_sites(), "mine", "NAME", None)
         load_config(ROOT / "configs", overrides=[pair for pair in given.get("overrides") or () if pair != "KEY=VALUE"])  # type: ignore[attr-defined]
 
