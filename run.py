@@ -50,7 +50,7 @@ def _fail(line: str, code: int) -> None:
 @stack_option
 @site_option
 @click.option("--task", help="burn_scars or flood (configs/NAME.yaml).  [default: burn_scars]")
-@click.option("--pipeline", type=click.Choice(["train", "deploy", "all"]), help="[default: all on local, train on hpc, deploy on aws]")
+@click.option("--pipeline", type=click.Choice(["train", "deploy", "all"]), help="[default: train on hpc, deploy on aws, else all]")
 @click.option(
     "--config", type=click.Path(path_type=Path), help="A configuration file.  [default: configs/demo.yaml, with --data configs/TASK.yaml]"
 )
@@ -58,7 +58,7 @@ def _fail(line: str, code: int) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. training.epochs=20; may be repeated.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the summary to FILE as well ('-': standard output).")
 @click.option("--no-cache", is_flag=True, help="Run every step again.")
-@click.option("--detach", is_flag=True, help="On a cluster: return after submission.")
+@click.option("--detach", is_flag=True, help="On a cluster or aws-managed: return after submission.")
 @rehearse_option
 @click.option("--dry-run", is_flag=True, help="Check configuration, stack and source, say what would run, and stop.")
 @click.pass_context
@@ -92,8 +92,8 @@ def main(
     overrides = (*definition.config_overrides(), *overrides)
     settings = load_config(CONFIGS, task=task, file=config, overrides=overrides, source=data)
     chosen = pipeline or DEFAULT_PIPELINE.get(stack, "all")
-    if detach and stack != "hpc":
-        raise ConfigError("--detach needs a cluster (--stack hpc): this stack's runs live in this process")
+    if detach and stack not in ("hpc", "aws-managed"):
+        raise ConfigError("--detach needs a cluster (--stack hpc) or aws-managed: this stack's runs live in this process")
     if dry_run:
         from hls_foundry.chips.sources import source_fingerprint
 

@@ -17,6 +17,7 @@ import psutil
 from cli.packages import differences
 from hls_foundry.errors import FoundryError
 from hls_foundry.home import REPOSITORY, foundry_home
+from stacks.aws.managed import on_sagemaker
 
 if TYPE_CHECKING:
     from stacks.definition import StackDefinition
@@ -57,6 +58,10 @@ def check_stack(
         from cli.doctor_aws import check_account
 
         yield from check_account(definition)
+    if definition is not None and on_sagemaker(definition):
+        from cli.doctor_managed import check_managed
+
+        yield from check_managed(definition)
 
 
 def print_checks(checks: Iterable[Check]) -> bool:

@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli import on_sagemaker as sagemaker
 from cli.on_slurm import at_absolute_places, check_settings, detached, follow, on_slurm, pipeline_options, problem_of
 from cli.report import write_report
 from cli.session import start_zenml
 from cli.summary import Summary
 from hls_foundry.config import FoundryConfig
+from hls_foundry.endpoints.aws import Aws, aws_errors
 from hls_foundry.errors import FoundryError, Preempted
 from hls_foundry.progress import progress_bar
+from stacks.aws.managed import deploying, on_sagemaker
 
 if TYPE_CHECKING:
+    from zenml.models import PipelineRunResponse
+
     from stacks.definition import StackDefinition
 
 
@@ -33,8 +38,14 @@ def execute(
     """
     click.echo(f"HLS Foundry: task {config.task.name}, stack {definition.name}, chips from {config.data.source}", err=True)
     config = at_absolute_places(config)
+    managed = on_sagemaker(definition)
+    if managed:
+        sagemaker.check_places(config)
     fingerprint = _fetch(definition, config)
     start_zenml()
+    if managed:
+        sagemaker.check_server()
+        sagemaker.pipeline_options(definition)  # what it refuses, before anything is registered
     if on_slurm(definition):
         check_settings(definition)
     from stacks.registry import register_stack, use_stack
@@ -51,6 +62,9 @@ def execute(
             raise FoundryError(f"{definition.file} has no endpoint: add one, or run --pipeline train")
         from pipelines.deploy import deploy_pipeline
 
+        if managed:  # as on the stack aws: in this process, as whoever runs it
+            run = _Runs(summary, deploying(definition), use_cache, detach)
+            use_stack(register_stack(run.definition))
         run("deploy", deploy_pipeline, task=config.task.name, endpoint=definition.endpoint, publishing=definition.publish)
     if run.left_alone:
         return None
@@ -64,7 +78,7 @@ def _fetch(definition: StackDefinition, config: FoundryConfig) -> str:
         from cli.fetch import fetch
 
         fetch(config)  # the weights as well: compute nodes have no network
-    else:
+    elif not on_sagemaker(definition):  # whose jobs fetch them themselves
         from hls_foundry.chips.sources import resolve_source
         from hls_foundry.home import foundry_home
 
@@ -80,7 +94,8 @@ class _Runs:
 
     def __init__(self, summary: Summary, definition: StackDefinition, use_cache: bool, detach: bool) -> None:
         self.summary, self.use_cache, self.detach = summary, use_cache, detach
-        self.definition, self.on_slurm = definition, on_slurm(definition)
+        self.definition, self.on_slurm, self.on_sagemaker = definition, on_slurm(definition), on_sagemaker(definition)
+        self.elsewhere = self.on_slurm or self.on_sagemaker
         self.left_alone = False
 
     def __call__(self, name: str, pipeline: Callable[..., Any], **parameters: Any) -> None:
@@ -93,24 +108,39 @@ class _Runs:
         options: dict[str, Any] = {} if self.use_cache else {"enable_cache": False}
         if self.on_slurm:
             options |= pipeline_options(self.definition)
-        configured = pipeline.with_options(run_name=run_name, execution_mode=ExecutionMode.FAIL_FAST, **options)  # type: ignore[attr-defined]
+        if self.on_sagemaker:
+            options |= sagemaker.pipeline_options(self.definition)
+        else:  # SageMaker's pipelines know one mode only
+            options["execution_mode"] = ExecutionMode.FAIL_FAST
+        configured = pipeline.with_options(run_name=run_name, **options)  # type: ignore[attr-defined]
         problem: Exception | None = None
-        with nullcontext() if self.on_slurm else recorded_process(run_name):
+        with nullcontext() if self.elsewhere else recorded_process(run_name):
             try:
-                configured(**parameters)
+                with aws_errors("SageMaker") if self.on_sagemaker else nullcontext():
+                    configured(**parameters)
             except Preempted:
                 raise
             except Exception as error:  # a FoundryError says what to do; of a defect, the trace is above and in the run's logs
                 problem = error
         found = Client().list_pipeline_runs(name=run_name, hydrate=True).items
         run = found[0] if found else None
-        if self.on_slurm and isinstance(problem, FoundryError):
+        if self.elsewhere and isinstance(problem, FoundryError):
             raise problem  # nothing was submitted: there is nothing to sum up
-        if run is not None and self.on_slurm and problem is None:
-            run = detached(run) if self.detach else follow(run)
-            self.left_alone = run is None
-            problem = problem_of(run) if run is not None else None
+        if run is not None and self.elsewhere and problem is None:
+            run, problem = self._until_its_end(run)
         if run is not None:
             self.summary.add(name, run)
         if problem is not None:
             self.summary.fail(problem)
+
+    def _until_its_end(self, run: PipelineRunResponse) -> tuple[PipelineRunResponse | None, Exception | None]:
+        """A run on a cluster or on SageMaker once it has ended, and why it failed; None where it goes on without us."""
+        if self.on_sagemaker:
+            aws = Aws(self.definition.publish.aws)
+            ended = sagemaker.detached(run) if self.detach else sagemaker.follow(run, aws)
+            problem = sagemaker.problem_of(ended, aws) if ended is not None else None
+        else:
+            ended = detached(run) if self.detach else follow(run)
+            problem = problem_of(ended) if ended is not None else None
+        self.left_alone = ended is None
+        return ended, problem

@@ -14,6 +14,8 @@ import click
 import psutil
 
 from cli.session import start_zenml
+from hls_foundry.endpoints.aws import Aws
+from hls_foundry.endpoints.settings import AwsSettings
 from hls_foundry.errors import ConfigError
 from hls_foundry.home import foundry_home
 
@@ -94,17 +96,20 @@ def _print_stored_logs(found: PipelineRunResponse, step: str | None) -> None:
 
 
 def stop_run(run: str | None, *, now: bool = False) -> None:
-    """Stop `run`, or what runs on this machine, else the latest run on Slurm; it saves what it has and ends. `now`: without saving."""
+    """Stop `run`, or what runs on this machine, else the latest elsewhere; it saves what it has and ends. `now`: without saving."""
     if _stop_process(run, now=now):
         return
     start_zenml()
-    from cli import slurm_runs
+    from cli import on_sagemaker, slurm_runs
 
-    found = _find(run) if run else _latest_on_slurm()
+    found = _find(run) if run else _latest_elsewhere()
     if found and (connection := slurm_runs.connect(found)):
         slurm_runs.stop(found, connection, now=now)
         return
     if found and _stop_process(found.name, now=now):
+        return
+    if found and on_sagemaker.is_on_sagemaker(found):
+        on_sagemaker.stop(found, Aws(AwsSettings(region=str(found.run_metadata["pipeline_execution_arn"]).split(":")[3])))
         return
     raise ConfigError(f"run {run} is not running on this machine" if run else "nothing is running on this machine")
 
@@ -127,14 +132,14 @@ def _stop_process(run: str | None, *, now: bool) -> bool:
     return False
 
 
-def _latest_on_slurm() -> PipelineRunResponse | None:
-    """The newest of the latest runs that has jobs on a cluster and has not ended."""
+def _latest_elsewhere() -> PipelineRunResponse | None:
+    """The newest of the latest runs that has jobs on a cluster or on SageMaker and has not ended."""
     from zenml.client import Client
 
-    from cli import slurm_runs
+    from cli import on_sagemaker, slurm_runs
 
-    latest = Client().list_pipeline_runs(sort_by="desc:created", size=20, hydrate=True).items
-    return next((run for run in latest if not run.status.is_finished and slurm_runs.connect(run)), None)
+    latest = [run for run in Client().list_pipeline_runs(sort_by="desc:created", size=20, hydrate=True).items if not run.status.is_finished]
+    return next((run for run in latest if slurm_runs.connect(run) or on_sagemaker.is_on_sagemaker(run)), None)
 
 
 def _processes() -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hls_foundry.errors import ConfigError, FoundryError, Preempted
 from hls_foundry.home import REPOSITORY
+from stacks.aws.managed import quiet_sdk
 
 
 def start_zenml() -> None:
@@ -27,6 +28,7 @@ def start_zenml() -> None:
     os.environ.setdefault("ZENML_AUTO_OPEN_DASHBOARD", "false")
     os.environ.setdefault("ZENML_ENABLE_RICH_TRACEBACK", "false")
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    quiet_sdk()
     from zenml.logger import ZenMLConsoleHandler  # importing it sets up the root logger
     from zenml.utils import source_utils
 

@@ -1,6 +1,7 @@
 """Stack files: `stacks/NAME.yaml`, with a site's overlay on it where the stack has sites, read into typed data.
 
-`${VAR}`, `${VAR:-default}` and `${VAR:?what to do when it is missing}` are filled from the environment, as a shell would.
+`${VAR}`, `${VAR:-default}`, `${VAR:?what to do when it is missing}` and `${VAR%%/*}` (up to the first slash) are filled from the
+environment, as a shell would.
 """
 
 from __future__ import annotations
@@ -20,16 +21,13 @@ from hls_foundry.endpoints.settings import TARGETS, EndpointSettings, PublishSet
 from hls_foundry.errors import ConfigError
 
 FOLDER = Path(__file__).parent
-LATER = {"aws-managed": "SageMaker's own orchestrator (part 3)"}
-"""Stacks that the design names and that this version does not bring yet."""
-
 REHEARSAL = "HLS_REHEARSAL_SLURM_CONF"
 """Environment variable with the slurm.conf of a rehearsal cluster that is up; it makes `rehearsal` the site where none is named."""
 
 NOT_IN_FILES = ("name", "file", "site", "site_file")
 """Fields of a definition that follow from which files it was read from."""
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::([-?])([^}]*))?\}")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::([-?])([^}]*)|(%%/\*))?\}")
 
 
 class Part(BaseModel):
@@ -64,25 +62,30 @@ class Retry(Part):
 
 
 class StepSettings(Part):
-    """What one step gets. The keys of `slurm` are those of SlurmSettings; `slurm_requests` checks them, as that needs ZenML."""
+    """What one step gets. The keys of `slurm` and `sagemaker` are those of the orchestrators' settings, which are checked where
+    ZenML is at hand: by `slurm_requests` and `sagemaker_settings`."""
 
     resources: Resources = Resources()
     slurm: dict[str, Any] = Field(default_factory=dict)
+    sagemaker: dict[str, Any] = Field(default_factory=dict)
     retry: Retry | None = None
 
 
 class StackSettings(Part):
-    """What every step gets, and what some get instead."""
+    """What every step gets, and what some get instead. `image`: the container that SageMaker's jobs run in."""
 
+    image: str | None = None
     resources: Resources = Resources()
     slurm: dict[str, Any] = Field(default_factory=dict)
+    sagemaker: dict[str, Any] = Field(default_factory=dict)
     steps: dict[str, StepSettings] = Field(default_factory=dict)
 
     def step(self, name: str) -> StepSettings:
         """The defaults with what step `name` changes."""
         own = self.steps.get(name, StepSettings())
         resources = {**self.resources.model_dump(), **own.resources.model_dump(exclude_unset=True)}
-        return StepSettings(resources=Resources(**resources), slurm=merge(self.slurm, own.slurm), retry=own.retry)
+        slurm, sagemaker = merge(self.slurm, own.slurm), merge(self.sagemaker, own.sagemaker)
+        return StepSettings(resources=Resources(**resources), slurm=slurm, sagemaker=sagemaker, retry=own.retry)
 
 
 class StackDefinition(Part):
@@ -125,8 +128,6 @@ def load_stack(name: str, environment: Mapping[str, str], folder: Path = FOLDER,
     """
     file = folder / f"{name}.yaml"
     if name not in known_stacks(folder):
-        if name in LATER:
-            raise ConfigError(f"stack '{name}' needs {LATER[name]}, which this version does not bring yet: use --stack local")
         raise ConfigError(f"no stack '{name}': {file} does not exist (known stacks: {', '.join(known_stacks(folder))})")
     values = _fill(_read(file), environment, file)
     overlay: dict[str, Any] = {}
@@ -202,12 +203,12 @@ def _fill(value: Any, environment: Mapping[str, str], file: Path) -> Any:
         return value
 
     def replace(match: re.Match[str]) -> str:
-        name, kind, text = match.groups()
+        name, kind, text, host = match.groups()
         filled = environment.get(name, text if kind == "-" else None)
         if filled is None or (kind == "?" and not filled):
             advice = text or f"export {name}=… and run again"
             raise ConfigError(f"{file} needs the environment variable {name}, which is not set: {advice}")
-        return filled
+        return filled.partition("/")[0] if host else filled
 
     return _VARIABLE.sub(replace, value)
 

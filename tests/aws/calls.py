@@ -42,6 +42,7 @@ OTHERWISE: dict[tuple[str, str], tuple[str, ...]] = {
     ("s3", "CompleteMultipartUpload"): ("s3:PutObject",),
     ("sagemaker", "CreateModel"): ("sagemaker:CreateModel", "sagemaker:AddTags", "iam:PassRole"),
     ("sagemaker", "CreateEndpointConfig"): ("sagemaker:CreateEndpointConfig", "sagemaker:AddTags"),
+    ("sagemaker", "CreatePipeline"): ("sagemaker:CreatePipeline", "sagemaker:AddTags", "iam:PassRole"),
     ("sagemaker", "CreateEndpoint"): ("sagemaker:CreateEndpoint", "sagemaker:AddTags"),
     # https://docs.aws.amazon.com/sagemaker/latest/dg/endpoint-auto-scaling-prerequisites.html
     ("application-autoscaling", "RegisterScalableTarget"): (

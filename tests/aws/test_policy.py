@@ -83,7 +83,7 @@ def test_a_call_that_the_policy_lacks_would_be_noticed(tmp_path: Path) -> None:
         calls_in([tmp_path / "new.py"])
 
 
-@pytest.mark.parametrize("name", ["policy.json", "role-policy.json"])
+@pytest.mark.parametrize("name", ["policy.json", "role-policy.json", "managed-policy.json", "managed-role-policy.json"])
 def test_whole_services_are_never_allowed_and_everything_only_where_nothing_is_changed(name: str) -> None:
     assert all("*" not in action for action in granted(name))
     for statement in statements(name):

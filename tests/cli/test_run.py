@@ -35,7 +35,7 @@ def test_help_fits_a_screen_and_names_every_command(tmp_path: Path) -> None:
     [
         (("--stack", "nowhere"), "no stack 'nowhere'"),
         (("--stack", "aws"), "add --rehearse"),
-        (("--stack", "aws-managed"), "which this version does not bring yet"),
+        (("--stack", "aws-managed"), "export HLS_AWS_TRAIN_ROLE"),
         (("--rehearse",), "--rehearse rehearses AWS: use it with --stack aws"),
         (("--detach",), "--detach needs a cluster"),
         (("--stack", "hpc", "--site", "jurecca"), "known sites: cpu, gpu, jureca, rehearsal"),

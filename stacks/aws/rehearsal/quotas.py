@@ -1,4 +1,4 @@
-"""Service Quotas of the rehearsal: instances of each type for endpoints, and what serverless endpoints may take together.
+"""Service Quotas of the rehearsal: instances of each type for endpoints and training jobs, and what serverless endpoints may take together.
 
 https://docs.aws.amazon.com/servicequotas/2019-06-24/apireference/API_ListServiceQuotas.html
 """
@@ -16,7 +16,7 @@ INSTANCES = 8
 """Of each type; AWS gives new accounts few."""
 SERVERLESS_CONCURRENCY = 10
 TYPES = ("t2.medium", "m5.large", "m5.xlarge", "m6i.large", "c5.large", "c5.xlarge", "c6i.xlarge", "g4dn.xlarge", "g5.xlarge")
-NAMES = {f"ml.{kind} for endpoint usage": INSTANCES for kind in TYPES} | {
+NAMES = {f"ml.{kind} for {use} usage": INSTANCES for use in ("endpoint", "training job") for kind in TYPES} | {
     "Maximum total concurrency that can be allocated across all serverless endpoints": SERVERLESS_CONCURRENCY
 }
 PAGE = 100
