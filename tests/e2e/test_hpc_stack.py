@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from stacks.aws.rehearsal import Rehearsal
 from stacks.slurm.rehearsal_network import can_name_hosts
 from stacks.slurm.rehearsal_processes import missing_programs
 from tests.conftest import ROOT, missing
@@ -47,6 +49,14 @@ print(json.dumps({
     "placed_by": facts["placed_by"], "tested_by": facts["inference_test"]["run"], "s3": facts["s3_uri"],
 }))
 """
+
+
+# Of an object in S3, from outside.
+DIGEST = """
+import hashlib, sys, boto3
+print(hashlib.sha256(boto3.client("s3").get_object(Bucket=sys.argv[1], Key=sys.argv[2])["Body"].read()).hexdigest(), end="")
+"""
+TREE = ("cli", "configs", "hls_foundry", "pipelines", "stacks", "steps", "run.py")
 
 
 @dataclass
@@ -224,6 +234,42 @@ def test_a_user_without_privileges_has_it_all_on_a_cluster_of_its_own(
     may = login.slurm("srun", "--nodes=2", "grep", "-hE", "^(Uid|CapPrm|CapEff|CapBnd)", "/proc/self/status")
     assert {line.split()[1] for line in may.splitlines() if line.startswith("Uid")} == {str(NOBODY)}
     assert {int(line.split()[1], 16) for line in may.splitlines() if line.startswith("Cap")} == {0}
+
+
+def test_jobs_publish_to_s3_where_the_site_says_so(
+    first: Finished, unprivileged: tuple[LoginNode, subprocess.Popen[str]] | None, aws_rehearsal: Rehearsal
+) -> None:
+    """Who else than root runs it, on nodes with a network: credentials are in a profile of the user's own files, as anywhere."""
+    login, process = unprivileged or (first.login, None)
+    if process is not None and process.returncode is None:
+        ended(process)
+    here, bucket = aws_rehearsal.environment, aws_rehearsal.prepare().bucket
+    profile = {
+        "endpoint_url": here["AWS_ENDPOINT_URL"],
+        "region": here["AWS_REGION"],
+        "aws_access_key_id": here["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": here["AWS_SECRET_ACCESS_KEY"],
+    }
+    config = login.folder / "aws-config"
+    config.write_text("\n".join(["[profile lab]", *(f"{key} = {value}" for key, value in profile.items())]))
+    tree = login.folder / "tree"
+    for name in TREE:
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tree / name)
+    site = yaml.safe_load((tree / "stacks" / "sites" / "rehearsal.yaml").read_text())
+    site["settings"]["slurm"]["environment"] = {"AWS_CONFIG_FILE": str(config)}
+    site["publish"] = {"folder": "", "bucket": bucket, "prefix": "from-the-cluster", "aws": {"profile": "lab"}}
+    (tree / "stacks" / "sites" / "s3.yaml").write_text(yaml.safe_dump(site))
+    if process is not None:
+        subprocess.run(["chown", "-R", str(NOBODY), str(tree), str(config)], check=True)
+
+    file = login.folder / "published.json"
+    there = LoginNode(login.folder, login.before, login.more, tree)
+    there.run(*there.hpc(*QUICK, "--site", "s3", "--json", str(file)))
+    model = json.loads(file.read_text())["model"]
+    assert model["uri"] == f"s3://{bucket}/from-the-cluster/flood/{model['version']}-{model['sha256'][:12]}/model.tar.gz"
+    told = {"AWS_CONFIG_FILE": str(config), "AWS_PROFILE": "lab"}
+    ask = [sys.executable, "-c", DIGEST, bucket, model["uri"].removeprefix(f"s3://{bucket}/")]
+    assert subprocess.run(ask, env={**login.environment, **told}, capture_output=True, text=True, check=True).stdout == model["sha256"]
 
 
 def open_way(folder: Path) -> list[str]:
