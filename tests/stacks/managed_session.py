@@ -1,10 +1,11 @@
 """run.py on the stack aws-managed in a process of its own, with ZenML in a fresh home and AWS as the environment says.
 
-    python tests/stacks/managed_session.py FILE server|none COMMAND…
+    python tests/stacks/managed_session.py FILE COMMAND…
 
-Each COMMAND is run.py's arguments as JSON. FILE gets a list with, for each, how run.py ended, and every request to AWS. With `server`
-the one thing that is not as it is for a user is `is_local_store`: ZenML submits to SageMaker only with a server of its own, whose
-packages pin FastAPI to a release older than the one that is served with here.
+Each COMMAND is a list as JSON: "none" or "server", then run.py's arguments; all in one process, since imports take most of the time.
+FILE gets a list with, for each, how run.py ended, and every request to AWS. With "server" the one thing that is not as it is for a
+user is `is_local_store`: ZenML submits to SageMaker only with a server of its own, whose packages pin FastAPI to a release older than
+the one that is served with here.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def note_requests(noted: Noted) -> None:
     BaseClient._make_api_call, AioBaseClient._make_api_call = sent, sent_later
 
 
-def main(file: Path, store: str, commands: list[list[str]]) -> None:
+def main(file: Path, commands: list[list[str]]) -> None:
     noted: Noted = []
     reports: list[object] = []
     note_requests(noted)
@@ -49,11 +50,12 @@ def main(file: Path, store: str, commands: list[list[str]]) -> None:
     import run
 
     telemetry_logging._send_telemetry_request = lambda *said, **more: reports.append(said)
-    if store == "server":
-        type(Client().zen_store).is_local_store = lambda self: False  # type: ignore[method-assign]
+    store = type(Client().zen_store)
+    truth = store.is_local_store
     content = []
-    for arguments in commands:
+    for kind, *arguments in commands:
         noted.clear()
+        store.is_local_store = truth if kind == "none" else lambda self: False  # type: ignore[method-assign]
         answer = CliRunner().invoke(run.main, arguments)
         runs = Client().list_pipeline_runs(hydrate=True).items
         content.append(
@@ -73,4 +75,4 @@ def main(file: Path, store: str, commands: list[list[str]]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], [json.loads(command) for command in sys.argv[3:]])
+    main(Path(sys.argv[1]), [json.loads(command) for command in sys.argv[2:]])

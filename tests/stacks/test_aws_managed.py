@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,56 +34,59 @@ VARIABLES = {
     "HLS_AWS_IMAGE": IMAGE.replace("train", "serve"), "HLS_AWS_TRAIN_IMAGE": IMAGE,
 }  # fmt: skip
 RUN = ("--stack", "aws-managed", "--task", "flood", "--config", "configs/demo.yaml")
+COMMANDS = {
+    "doctor": ("none", "doctor", "--stack", "aws-managed"),
+    "run": ("none", *RUN, "--data", CHIPS),
+    "own chips": ("none", *RUN, "--data", "chips/here"),
+    "submit": ("server", *RUN, "--data", CHIPS, "--detach"),
+}
+"""First word: where ZenML's store is."""
+
 ORDER = ("ingest", "validate", "split", "fine_tune", "evaluate", "promote", "publish")
 
 
-class Sessions:
-    """Processes that run run.py on the rehearsal, over one ZenML home."""
+@dataclass(frozen=True)
+class Session:
+    """What run.py answered on the rehearsal: `answers` by what was asked."""
 
-    def __init__(self, rehearsal: Rehearsal, account: Account, folder: Path) -> None:
-        self.account, self.folder = account, folder
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HLS_", "ZENML_", "SAGEMAKER_"))}
-        own = {"ZENML_CONFIG_PATH": str(folder / "zenml"), "HLS_FOUNDRY_HOME": str(folder / "foundry"), "PYTHONPATH": str(ROOT)}
-        there = {"HLS_AWS_BUCKET": account.prepared.bucket, "HLS_AWS_ROLE": account.prepared.role, "HLS_AWS_IMAGE": account.prepared.image}
-        self.environment = {**kept, **rehearsal.environment, **VARIABLES, **there, **own, "OMP_NUM_THREADS": "1"}
-
-    def run(self, store: str, *commands: tuple[str, ...]) -> list[dict[str, Any]]:
-        """What managed_session.py says of each command."""
-        file = self.folder / "answers.json"
-        command = [sys.executable, str(SESSION), str(file), store, *map(json.dumps, commands)]
-        done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr[-3000:]
-        answers: list[dict[str, Any]] = json.loads(file.read_text())
-        return answers
+    account: Account
+    environment: dict[str, str]
+    answers: dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def sessions(aws_rehearsal: Rehearsal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sessions]:
+def session(aws_rehearsal: Rehearsal, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     """The account has a role and an image for the jobs."""
     with account(aws_rehearsal, "managed") as found:
         iam, ecr = found.client("iam"), found.client("ecr")
         iam.create_role(RoleName=ROLE.rpartition("/")[2], AssumeRolePolicyDocument=json.dumps(TRUST))
         ecr.create_repository(repositoryName="hls-foundry-train")
         ecr.put_image(repositoryName="hls-foundry-train", imageManifest=json.dumps(INDEX), imageTag="1")
-        yield Sessions(aws_rehearsal, found, tmp_path_factory.mktemp("managed"))
+        yield ask(found, aws_rehearsal.environment, tmp_path_factory.mktemp("managed"))
         iam.delete_role(RoleName=ROLE.rpartition("/")[2])
         ecr.delete_repository(repositoryName="hls-foundry-train", force=True)
 
 
+def ask(found: Account, rehearsal: Mapping[str, str], folder: Path) -> Session:
+    """Run all commands, in a process and a ZenML home of their own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HLS_", "ZENML_", "SAGEMAKER_"))}
+    own = {"ZENML_CONFIG_PATH": str(folder / "zenml"), "HLS_FOUNDRY_HOME": str(folder / "foundry"), "PYTHONPATH": str(ROOT)}
+    there = {"HLS_AWS_BUCKET": found.prepared.bucket, "HLS_AWS_ROLE": found.prepared.role, "HLS_AWS_IMAGE": found.prepared.image}
+    environment = {**kept, **rehearsal, **VARIABLES, **there, **own, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SESSION), str(folder / "answers.json"), *map(json.dumps, COMMANDS.values())]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return Session(found, environment, dict(zip(COMMANDS, json.loads((folder / "answers.json").read_text()), strict=True)))
+
+
 @pytest.fixture(scope="module")
-def submitted(sessions: Sessions) -> dict[str, Any]:
+def submitted(session: Session) -> dict[str, Any]:
     """A run that was compiled and submitted: run.py's answer, and under `definition` what SageMaker holds."""
-    (answer,) = sessions.run("server", (*RUN, "--data", CHIPS, "--detach"))
+    answer = session.answers["submit"]
     assert answer["code"] == 0, (answer["out"], answer["err"], answer["error"])
     arn = answer["metadata"]["pipeline_execution_arn"]
-    described = sessions.account.sm.describe_pipeline(PipelineName=arn.split("/")[1])
+    described = session.account.sm.describe_pipeline(PipelineName=arn.split("/")[1])
     return {**answer, "described": described, "definition": json.loads(described["PipelineDefinition"])}
-
-
-@pytest.fixture(scope="module")
-def on_this_machine(sessions: Sessions) -> list[dict[str, Any]]:
-    """Answers where ZenML's store is this machine's: of doctor, and of a run."""
-    return sessions.run("none", ("doctor", "--stack", "aws-managed"), (*RUN, "--data", CHIPS), (*RUN, "--data", "chips/here"))
 
 
 @pytest.fixture(scope="module")
@@ -120,27 +124,27 @@ def test_jobs_run_the_image_that_was_given_as_the_role_that_was_given(jobs: dict
         assert "DebugHookConfig" not in job, "writes to S3 what nobody reads"
 
 
-def test_jobs_have_a_home_a_region_and_no_credentials(jobs: dict[str, dict[str, Any]], sessions: Sessions) -> None:
+def test_jobs_have_a_home_a_region_and_no_credentials(jobs: dict[str, dict[str, Any]], session: Session) -> None:
     for job in jobs.values():
         environment = job["Environment"]
         assert (environment["HLS_FOUNDRY_HOME"], environment["AWS_DEFAULT_REGION"]) == ("/tmp/hls-foundry", "eu-central-1")
         assert not {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"} & set(environment)
         assert len(environment) <= 100, "more than SageMaker takes"
         assert all(len(value) <= 512 for value in environment.values() if isinstance(value, str))
-        assert sessions.environment["AWS_SECRET_ACCESS_KEY"] not in json.dumps(job)
+        assert session.environment["AWS_SECRET_ACCESS_KEY"] not in json.dumps(job)
 
 
 def test_outputs_stay_in_our_bucket_and_no_other_is_made(
-    jobs: dict[str, dict[str, Any]], submitted: dict[str, Any], sessions: Sessions
+    jobs: dict[str, dict[str, Any]], submitted: dict[str, Any], session: Session
 ) -> None:
-    bucket = sessions.account.prepared.bucket
+    bucket = session.account.prepared.bucket
     assert {job["OutputDataConfig"]["S3OutputPath"] for job in jobs.values()} == {f"s3://{bucket}/hls-foundry/jobs"}
     used = {params["Bucket"] for service, _, params in submitted["requests"] if service == "s3"}
     assert used == {bucket}
     assert "CreateBucket" not in {operation for _, operation, _ in submitted["requests"]}
 
 
-def test_the_code_of_this_checkout_is_in_the_store_before_the_run_starts(submitted: dict[str, Any], sessions: Sessions) -> None:
+def test_the_code_of_this_checkout_is_in_the_store_before_the_run_starts(submitted: dict[str, Any], session: Session) -> None:
     sent = [params["Key"] for _, operation, params in submitted["requests"] if operation == "PutObject"]
     assert any(key.startswith("zenml/code_uploads/") for key in sent)
     order = [operation for _, operation, _ in submitted["requests"]]
@@ -182,24 +186,24 @@ def test_jobs_may_do_in_s3_what_publishing_and_zenml_do() -> None:
     assert {action for action in granted("managed-role-policy.json") if action.startswith("s3:")} == ours
 
 
-def test_without_a_server_a_run_is_one_line_that_says_to_log_in(on_this_machine: list[dict[str, Any]]) -> None:
-    answer = on_this_machine[1]
+def test_without_a_server_a_run_is_one_line_that_says_to_log_in(session: Session) -> None:
+    answer = session.answers["run"]
     assert answer["code"] == 2
     (line,) = [line for line in answer["err"].splitlines() if line.startswith("error: ")]
     assert "connect to a ZenML server first: zenml login URL" in line
-    assert answer["runs"] == on_this_machine[0]["runs"]
+    assert answer["runs"] == []
     assert not [operation for _, operation, _ in answer["requests"] if operation == "CreatePipeline"]
 
 
-def test_chips_that_only_this_machine_has_are_refused_with_where_to_put_them(on_this_machine: list[dict[str, Any]]) -> None:
-    answer = on_this_machine[2]
+def test_chips_that_only_this_machine_has_are_refused_with_where_to_put_them(session: Session) -> None:
+    answer = session.answers["own chips"]
     assert answer["code"] == 2
     assert "cannot read the chips in" in answer["err"]
     assert "--data s3://BUCKET/chips" in answer["err"]
 
 
-def test_doctor_validates_the_stack_offline_and_finds_only_the_server_missing(on_this_machine: list[dict[str, Any]]) -> None:
-    answer = on_this_machine[0]
+def test_doctor_validates_the_stack_offline_and_finds_only_the_server_missing(session: Session) -> None:
+    answer = session.answers["doctor"]
     lines = answer["out"].splitlines()
     looked_at = ("stack", "zenml", "server", "jobs", "docker", "job", "role", "image", "quota")
     relevant = [line for line in lines if line[5:].split()[0] in looked_at]
