@@ -147,10 +147,18 @@ def load_stack(name: str, environment: Mapping[str, str], folder: Path = FOLDER,
         definition = StackDefinition.model_validate({**_without_empty(values), **chosen})
     except ValidationError as error:
         raise ConfigError(_one_line(error, overlay, chosen)) from None
+    if not any(part.flavor == "sagemaker" for part in definition.components) and (key := _for_sagemaker(definition.settings)):
+        raise ConfigError(f"{file}: '{key}' is for SageMaker's orchestrator, which this stack has not: leave it out")
     for key in definition.overrides:
         where = chosen["site_file"] if key in (overlay.get("overrides") or {}) else file
         _check_configuration_key(key, where)
     return definition
+
+
+def _for_sagemaker(settings: StackSettings) -> str | None:
+    """The first key that no other orchestrator takes."""
+    steps = [f"settings.steps.{name}.sagemaker" for name, step in settings.steps.items() if step.sagemaker]
+    return "settings.image" if settings.image else "settings.sagemaker" if settings.sagemaker else next(iter(steps), None)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

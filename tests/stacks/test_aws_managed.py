@@ -262,6 +262,21 @@ def test_wrong_settings_are_one_line_with_file_and_key(settings: dict[str, Any],
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ("image: x", "settings.image"),
+        ("sagemaker: {instance_type: ml.m5.large}", "settings.sagemaker"),
+        ("steps: {split: {sagemaker: {tags: {a: b}}}}", "settings.steps.split.sagemaker"),
+    ],
+)
+def test_other_orchestrators_refuse_what_they_would_not_heed(tmp_path: Path, settings: str, key: str) -> None:
+    components = "components: [{type: orchestrator, flavor: local}, {type: artifact_store, flavor: local}]"
+    (tmp_path / "mine.yaml").write_text(f"{components}\nsettings: {{{settings}}}\npublish: {{folder: x}}\n")
+    with pytest.raises(ConfigError, match=f"'{key}' is for SageMaker's orchestrator"):
+        load_stack("mine", {}, tmp_path)
+
+
 def test_role_has_to_be_an_arn() -> None:
     with pytest.raises(ConfigError, match="give the role's ARN"):
         sagemaker_settings(load_stack("aws-managed", {**VARIABLES, "HLS_AWS_TRAIN_ROLE": "jobs"}), "eu-central-1")
