@@ -58,7 +58,7 @@ class RunningContainer:
 
     def stop(self, seconds: int = STOP_S) -> int:
         """SIGTERM, and after `seconds` SIGKILL; the exit code."""
-        self.command("stop", "--time", str(seconds), self.name)
+        self.command("stop", "-t", str(seconds), self.name)
         return self.exit_code()
 
     def exit_code(self) -> int:
