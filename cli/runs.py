@@ -66,11 +66,13 @@ def show_status(run: str | None) -> None:
 def show_logs(run: str | None, step: str | None, *, follow: bool = False) -> None:
     """Print the logs of a run's steps: Slurm's files where there are any, else what ZenML stored; `follow`: as they grow."""
     start_zenml()
-    from cli import slurm_runs
+    from cli import on_sagemaker, slurm_runs
 
     found = _find(run)
     connection = slurm_runs.connect(found)
     if connection is None and follow and not found.status.is_finished:
+        if on_sagemaker.is_on_sagemaker(found):
+            raise ConfigError(f"run {found.name} is on SageMaker: leave out --follow for what ZenML has by now, or look in CloudWatch")
         raise ConfigError(f"run {found.name} is not on a cluster: its log is at the terminal that started it")
     if connection and follow and not found.status.is_finished:
         slurm_runs.follow_logs(found, connection, step)

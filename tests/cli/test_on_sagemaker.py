@@ -13,6 +13,7 @@ import zenml.client
 from botocore.stub import Stubber
 from zenml.enums import ExecutionStatus
 
+from cli import runs
 from cli.on_sagemaker import failed_job, follow, problem_of, stop
 from cli.on_slurm import StepFailed
 from hls_foundry.errors import ConfigError
@@ -141,6 +142,13 @@ def test_stop_asks_sagemaker_and_tells_zenml(sagemaker: Any, monkeypatch: pytest
     assert record.status == ExecutionStatus.STOPPED
     with pytest.raises(ConfigError, match="has ended already"):
         stop(record.run(), aws)
+
+
+def test_following_the_logs_of_a_run_on_sagemaker_says_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "start_zenml", lambda: None)
+    monkeypatch.setattr(runs, "_find", lambda run: Record({"ingest": "running"}).run())
+    with pytest.raises(ConfigError, match="leave out --follow"):
+        runs.show_logs("flood-train-1", None, follow=True)
 
 
 def test_first_failed_job_is_the_one_that_is_told() -> None:

@@ -34,6 +34,14 @@ VARIABLES = {
     "HLS_AWS_IMAGE": IMAGE.replace("train", "serve"), "HLS_AWS_TRAIN_IMAGE": IMAGE,
 }  # fmt: skip
 RUN = ("--stack", "aws-managed", "--task", "flood", "--config", "configs/demo.yaml")
+# ZenML's folder in its images is /app, which this machine has not.
+IN_A_CONTAINER = """
+import os, runpy, sys
+app, makedirs, chdir = sys.argv.pop(1), os.makedirs, os.chdir
+os.makedirs = lambda path, *more, **options: makedirs(app if path == "/app" else path, *more, **options)
+os.chdir = lambda path: chdir(app if path == "/app" else path)
+runpy.run_module("zenml.entrypoints.entrypoint", run_name="__main__", alter_sys=True)
+"""
 COMMANDS = {
     "doctor": ("none", "doctor", "--stack", "aws-managed"),
     "run": ("none", *RUN, "--data", CHIPS),
@@ -149,6 +157,27 @@ def test_the_code_of_this_checkout_is_in_the_store_before_the_run_starts(submitt
     assert any(key.startswith("zenml/code_uploads/") for key in sent)
     order = [operation for _, operation, _ in submitted["requests"]]
     assert order.index("PutObject") < order.index("CreatePipeline") < order.index("StartPipelineExecution")
+
+
+def test_a_job_runs_as_it_was_submitted(
+    jobs: dict[str, dict[str, Any]], submitted: dict[str, Any], session: Session, tmp_path: Path
+) -> None:
+    """Its command in its environment, without the checkout on the path: the code comes from S3, the chips go back there."""
+    program, environment = jobs["ingest"]["AlgorithmSpecification"], jobs["ingest"]["Environment"]
+    assert program["ContainerEntrypoint"] == ["python", "-m", "zenml.entrypoints.entrypoint"]
+    given = {
+        name: value if isinstance(value, str) else submitted["metadata"]["pipeline_execution_arn"] for name, value in environment.items()
+    }
+    aws = {name: value for name, value in session.environment.items() if name.startswith("AWS_")}
+    places = {"HOME": str(tmp_path), "HLS_FOUNDRY_HOME": str(tmp_path / "home"), "ZENML_CONFIG_PATH": str(tmp_path / "zenml")}
+    command = [sys.executable, "-c", IN_A_CONTAINER, str(tmp_path / "app"), *program["ContainerArguments"]]
+    own = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env={**own, **aws, **given, **places}, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "12 chips, fingerprint" in done.stdout + done.stderr
+    assert (tmp_path / "app" / "code" / "run.py").is_file()
+    stored = session.account.s3.list_objects_v2(Bucket=session.account.prepared.bucket, Prefix="zenml/ingest/inventory/")
+    assert stored["KeyCount"] > 0
 
 
 def test_run_py_returns_and_says_how_to_go_on(submitted: dict[str, Any]) -> None:
