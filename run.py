@@ -225,7 +225,7 @@ def endpoints(stack: str, rehearse: bool, delete: str | None, objects: bool) -> 
     if delete:
         commands.delete(delete, stack, objects=objects)
     else:
-        commands.show(stack)
+        commands.show(stack, rehearsed=rehearse)
 
 
 @main.command()

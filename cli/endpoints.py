@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     from hls_foundry.endpoints.sagemaker.endpoints import SageMakerEndpoints
 
 
-def show(stack: str) -> None:
-    """Print one line an endpoint of ours. Raises EndpointError (one line)."""
+def show(stack: str, *, rehearsed: bool = False) -> None:
+    """Print one line an endpoint of ours; `rehearsed`: of the rehearsal's. Raises EndpointError (one line)."""
     listed = [endpoint.line() for endpoint in _endpoints(stack).list()]
     for line in listed:
         click.echo(line)
     if not listed:
+        option = " --rehearse" if rehearsed else ""
         click.echo(
-            "no endpoints: python run.py makes one" if stack != "aws" else "no endpoints of ours: python run.py --stack aws makes one"
+            f"no endpoints of ours: python run.py --stack aws{option} makes one"
+            if stack == "aws"
+            else "no endpoints: python run.py makes one"
         )
 
 

@@ -122,7 +122,10 @@ def test_listing_shows_it_and_the_printed_deletion_leaves_nothing_behind(
     assert "hls-flood" in listed
     assert f"version {deployed['endpoint']['model_version']}" in listed
     machine.shell(printed["delete"])
-    assert "no endpoints of ours" in machine.run("endpoints", "--stack", "aws", "--rehearse").stdout
+    assert (
+        "no endpoints of ours: python run.py --stack aws --rehearse makes one"
+        in machine.run("endpoints", "--stack", "aws", "--rehearse").stdout
+    )
     assert all(not names for names in _left(machine.folder / "foundry").values())
 
 
