@@ -220,7 +220,8 @@ def duration(seconds: float) -> str:
 def _why(row: StepRow) -> str:
     """The reason in words, and how often Slurm has started the job again."""
     ended = row.state.finished
-    why = "" if row.state in (JobState.RUNNING, JobState.COMPLETED) else explain(row.reason, restarts=row.restarts, finished=ended)
+    quiet = row.state in (JobState.RUNNING, JobState.COMPLETED)
+    why = "" if quiet else explain(row.reason, restarts=row.restarts, finished=ended, exit_code=row.exit_code)
     restarted = f"restart {row.restarts}" if row.restarts else ""
     return ", ".join(part for part in (why, restarted) if part)
 

@@ -40,6 +40,7 @@ class StepRow:
     elapsed_s: float
     expected_start: datetime | None
     restarts: int
+    exit_code: int = 0
 
 
 class Poller:
@@ -247,7 +248,8 @@ class Follower:
         counted = 0.0 if self._answered is None or found.state is not JobState.RUNNING else self.poller.clock() - self._answered
         elapsed = found.elapsed_s + counted
         expected = found.expected_start if found.state is JobState.PENDING else None
-        return StepRow(step, job, found.state, found.reason, found.nodes, found.node_list, elapsed, expected, found.restarts)
+        place = (found.nodes, found.node_list)
+        return StepRow(step, job, found.state, found.reason, *place, elapsed, expected, found.restarts, found.exit_code)
 
     def _row_from_folder(self, step: str, job: int) -> StepRow:
         """A job that Slurm no longer knows, or of which it has not told yet: what the closing job wrote about it."""

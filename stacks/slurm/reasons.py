@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from stacks.slurm.verdicts import INTERRUPTED
+
 WAITING = {
     "Priority": "others come first",
     "Resources": "waits for free nodes",
@@ -47,15 +49,18 @@ ENDED = {
 FAMILIES = {"QOS": "a limit of the QOS is reached", "AssocGrp": "a limit of the account is reached", "Assoc": "your limit is reached"}
 
 
-def explain(reason: str, *, restarts: int = 0, finished: bool = False) -> str:
+def explain(reason: str, *, restarts: int = 0, finished: bool = False, exit_code: int = 0) -> str:
     """`reason` in words with Slurm's own word kept, as in "waits for free nodes (Resources)"; "" where there is none.
 
+    A step that was asked to end, and did, is no failed one: its `exit_code` tells.
     `restarts` tells a requeued job from one that waits for the time its user gave; a reason nobody translated stays as it is.
     """
     word = reason.strip().strip("()")
     if word in ("", "None", "N/A"):
         return ""
     key = word.split(",")[0].split(":")[0]  # "ReqNodeNotAvail, UnavailableNodes:n2", "RaisedSignal:9(Killed)"
+    if key == "NonZeroExitCode" and exit_code == INTERRUPTED:
+        return "asked to end, and did"
     if key == "BeginTime" and restarts:
         return f"requeued, waits ({word})"
     waits = WAITING.get(key) or next((words for start, words in FAMILIES.items() if key.startswith(start)), None)

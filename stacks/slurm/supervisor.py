@@ -266,7 +266,7 @@ class Supervisor:
         self.state.outcome, self.state.reason = outcome, reason
         self._save()
         log(f"step {self.name}: {outcome}{f': {reason}' if reason else ''}")
-        return {COMPLETED: 0, REQUEUED: INTERRUPTED}.get(outcome, 1)
+        return {COMPLETED: 0, FAILED: 1}.get(outcome, INTERRUPTED)
 
     def _fail(self, reason: str, code: int = 1) -> int:
         """The step has failed; what becomes of the others is for the execution mode to say."""

@@ -117,6 +117,7 @@ def test_a_requeued_job_is_told_apart_from_one_that_waits_for_its_time() -> None
     assert explain("BeginTime", restarts=1) == "requeued, waits (BeginTime)"
     assert explain("Dependency", finished=True) == "cancelled while it waited (Dependency)"
     assert explain("TimeLimit", finished=True) == "ran into its time limit (TimeLimit)"
+    assert explain("NonZeroExitCode", finished=True, exit_code=85) == "asked to end, and did"
 
 
 def test_a_run_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
