@@ -59,7 +59,7 @@ docs: install  ## write docs/configuration.md and docs/hpc-settings.md from the 
 	$(BIN)/python docs/write_configuration.py
 
 bench: install  ## the figures of docs/performance.md
-	@for name in training inference validation serving; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in training inference validation serving nodes hpc aws; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:  ## stop endpoints of this checkout and delete its work
 	@test ! -x $(BIN)/python || for name in $$($(BIN)/python run.py endpoints | awk '/http/{print $$1}'); do $(BIN)/python run.py endpoints --delete $$name; done
