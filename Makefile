@@ -5,11 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 TASK ?= burn_scars
 
-.PHONY: help install run test lint images system lock docs bench clean
+.PHONY: help install run test test-images lint system images lock docs bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 install: $(VENV)/.installed  ## make .venv from requirements.lock
 
@@ -24,6 +24,9 @@ run: install  ## chips in, tested endpoint out, on this machine (TASK=flood for 
 
 test: install  ## the tests; what this machine lacks is skipped with the reason (make system installs it)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-images: install  ## the tests that build and run the images (docker or podman, and the base image)
+	@OMP_NUM_THREADS=1 HLS_REQUIRE=all $(BIN)/python -m pytest -m image tests/containers
 
 lint: install  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

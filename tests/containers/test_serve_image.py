@@ -1,4 +1,4 @@
-"""The serving image, built and run for real: without rights, read-only, with one model and with several."""
+"""The serving image, built and run for real: without rights, read-only, with one model and with several. `make test-images` runs these."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.serving.scenes import npy, reflectance, scene_tiff
 READY_S, SIZE = 6.0, 1.5e9
 MODEL = "/opt/ml/model"
 
-pytestmark = pytest.mark.timeout(1200)  # the first build fetches torch
+pytestmark = [pytest.mark.image, pytest.mark.timeout(1200)]  # the first build fetches torch
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,6 @@ class Image:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[Image]:
-    if os.environ.get("HLS_REQUIRE") == "all" and "HLS_IMAGES" not in os.environ:
-        pytest.skip("make system installs no container engine: HLS_IMAGES=1 says that there is one, and a base image")
     order = Order("serve", tag=f"hls-foundry-serve:test-{os.getpid()}")
     try:
         engine = find_engine()
