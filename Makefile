@@ -23,7 +23,7 @@ run: install  ## chips in, tested endpoint out, on this machine (TASK=flood for 
 	@$(BIN)/python run.py --task $(TASK)
 
 test: install  ## the tests; what this machine lacks is skipped with the reason (make system installs it)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-images: install  ## the tests that build and run the images (docker or podman, and the base image)
 	@OMP_NUM_THREADS=1 HLS_REQUIRE=all $(BIN)/python -m pytest -m image tests/containers

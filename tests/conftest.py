@@ -24,6 +24,12 @@ from tests.aws.rehearsed import Account, account
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole stacks and clusters first: with two workers, a long file at the end would leave one of them with nothing to do."""
+    long = ("e2e", "browser", "slurm", "training")
+    items.sort(key=lambda item: next((n for n, room in enumerate(long) if f"/tests/{room}/" in item.path.as_posix()), len(long)))
+
+
 def missing(what: str) -> None:
     """Skip the test for want of `what`; with HLS_REQUIRE=all fail it."""
     if os.environ.get("HLS_REQUIRE") == "all":
