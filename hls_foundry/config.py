@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from hls_foundry.errors import ConfigError
+from hls_foundry.models.variants import VARIANTS
 
 BandName = Literal["blue", "green", "red", "nir", "swir1", "swir2"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 SixNumbers = Annotated[tuple[float, ...], Field(min_length=6, max_length=6)]
-Variant = Literal["v1_100", "v2_tiny_tl", "v2_100_tl", "v2_300", "v2_300_tl", "v2_600", "v2_600_tl"]
+
+
+def _known_variant(name: str) -> str:
+    if name not in VARIANTS:
+        raise ValueError(f"no such encoder: it is one of {', '.join(VARIANTS)}")
+    return name
+
+
+VariantName = Annotated[str, AfterValidator(_known_variant), WithJsonSchema({"enum": list(VARIANTS)})]
 
 
 class Part(BaseModel):
@@ -48,7 +57,10 @@ class TaskConfig(Part):
 class DataConfig(Part):
     """Where the chips come from and how their files are read."""
 
-    source: str = Field(description="PATH, s3://BUCKET/PREFIX, hf://OWNER/NAME or synthetic://[TASK]?chips=…&size=…&seed=…")
+    source: str = Field(
+        description="PATH, s3://BUCKET/PREFIX, hf://OWNER/NAME or synthetic://[LABELS]?chips=…&size=…&seed=… "
+        "(LABELS: burn_scars, flood or forest, the task's own where none are named)"
+    )
     bands: Literal["auto"] | tuple[int | str, ...] = Field(
         "auto", description="six band numbers (from 1) or names; auto: by the file's descriptions, 6 bands as they are, 13 as Sentinel-2"
     )
@@ -92,7 +104,7 @@ class ValidationConfig(Part):
 class ModelConfig(Part):
     """The encoder, where its weights come from, the head, and which of it is trained."""
 
-    variant: Variant = "v2_tiny_tl"
+    variant: VariantName = "v2_tiny_tl"
     weights: str = Field("none", description="none, PATH or hf://OWNER/NAME/FILE of a published checkpoint")
     weights_sha256: str | None = None
     patch_size: Annotated[int, Field(ge=2)] | None = Field(None, description="other than the variant's: the patch embedding starts fresh")
@@ -115,7 +127,7 @@ class ModelConfig(Part):
 
     @model_validator(mode="after")
     def _coordinates_need_tl(self) -> ModelConfig:
-        if self.coordinates and not self.variant.endswith("_tl"):
+        if self.coordinates and not VARIANTS[self.variant].coords_encoding:
             raise ValueError(f"coordinates: true needs a _tl variant, not {self.variant}")
         return self
 

@@ -42,7 +42,8 @@ def resolve_source(source: str, task: TaskConfig, cache: Path, *, progress: Prog
 
     An existing PATH is used where it is. s3:// takes the files of the task's layout and the split lists; it follows the AWS
     environment, AWS_ENDPOINT_URL too. hf:// keeps the download in the Hugging Face cache (HF_HUB_CACHE, HF_ENDPOINT) and unpacks
-    its .tar.gz below `cache`; without a network it uses what an earlier run fetched. synthetic:// makes chips for the task.
+    its .tar.gz below `cache`; without a network it uses what an earlier run fetched. synthetic:// makes chips with
+    the labels that it names, else the task's.
     With HLS_FOUNDRY_OFFLINE=1 nothing is asked of S3 or the hub: what was last fetched is used.
 
     Raises SourceError (one line) for what is missing, unreachable, refused or misspelt.
@@ -144,7 +145,7 @@ def _synthetic_parameters(rest: str, task: TaskConfig) -> tuple[str, dict[str, i
     source = f"synthetic://{rest}"
     parts = urlsplit(f"//{rest}")
     name = parts.netloc or task.name
-    if parts.path.strip("/") or name != task.name:
+    if parts.path.strip("/") or (name != task.name and not _labels_for(name, task)):
         raise SourceError(f"{source} is not of this task: write synthetic://{task.name}?… or synthetic://?…, or choose --task")
     parameters = dict(SYNTHETIC_DEFAULTS)
     try:
@@ -158,6 +159,13 @@ def _synthetic_parameters(rest: str, task: TaskConfig) -> tuple[str, dict[str, i
             raise SourceError(f"{source}: {key} must be a whole number, not '{value}'")
         parameters[key] = int(value)
     return name, parameters
+
+
+def _labels_for(name: str, task: TaskConfig) -> bool:
+    """Whether the generator's labels `name` may stand in for those of `task`: one that it knows has labels of its own."""
+    from hls_foundry.chips.synthetic.catalogue import TASKS
+
+    return name in TASKS and task.name not in TASKS
 
 
 def _synthesise(rest: str, task: TaskConfig, cache: Path, progress: Progress | None) -> Path:

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from hls_foundry.config import ModelConfig, Variant
+from hls_foundry.config import ModelConfig
 from hls_foundry.errors import ConfigError
 from hls_foundry.models.heads import AuxiliaryHead, FcnHead, UnetHead, levels_of
-from hls_foundry.models.prithvi import VARIANTS, PrithviEncoder
+from hls_foundry.models.prithvi import PrithviEncoder
+from hls_foundry.models.variants import VARIANTS
 
 
 class _Described(BaseModel):
@@ -43,7 +44,7 @@ class HeadArchitecture(_Described):
 class Architecture(_Described):
     """All that it takes to build a Segmenter without weights; JSON in a bundle's model.json."""
 
-    variant: Variant
+    variant: str = Field(description="what the encoder is called; the rest says what it is")
     coordinates: bool = Field(False, description="whether the model is fed acquisition time and location")
     classes: Annotated[int, Field(ge=2, le=256)] = 2
     encoder: EncoderArchitecture

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hls_foundry.config import ModelConfig, TrainingConfig
 from hls_foundry.errors import ConfigError
-from hls_foundry.models.prithvi import VARIANTS
 from hls_foundry.models.segmenter import Segmenter
+from hls_foundry.models.variants import VARIANTS
 
 LORA_TARGETS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 

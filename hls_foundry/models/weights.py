@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hls_foundry.errors import WeightsError
-from hls_foundry.models.prithvi import VARIANTS, PrithviEncoder, position_embedding, resize_position_embedding
+from hls_foundry.models.prithvi import PrithviEncoder, position_embedding, resize_position_embedding
+from hls_foundry.models.variants import VARIANTS
 
 NESTED = ("model", "state_dict", "model_state_dict")
 """Keys under which training programs file a state dict."""

@@ -108,6 +108,7 @@ def test_synthetic_parameters_decide_the_fingerprint(burn_task: TaskConfig, floo
     ("text", "words"),
     [
         ("flood", "is not of this task"),
+        ("forest", "is not of this task"),
         ("burn_scars/x", "is not of this task"),
         ("?chip=3", "unknown parameter 'chip'; known are chips, size, seed"),
         ("?chips=many", "chips must be a whole number, not 'many'"),

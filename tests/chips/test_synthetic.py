@@ -336,3 +336,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert "SourceError: synthetic chips cannot be written to" in done.stderr.splitlines()[-1]
     assert "File too large" in done.stderr.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_forest_is_labelled_from_the_land_cover_and_nothing_burns() -> None:
+    chips = [synthetic_chip("forest", index, 64, 3) for index in range(12)]
+    trees = [COVERS.index(name) for name in ("conifer", "broadleaf")]
+    for chip in chips:
+        labelled = chip.mask >= 0
+        assert np.array_equal(chip.mask[labelled] == 1, np.isin(chip.layers["cover"], trees)[labelled])
+        assert not chip.layers["event"].any()
+    assert 0.1 < np.mean([(chip.mask == 1).mean() for chip in chips]) < 0.6

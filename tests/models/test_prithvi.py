@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from hls_foundry.models import prithvi
-from hls_foundry.models.prithvi import VARIANTS, Attention, PrithviEncoder, position_embedding, resize_position_embedding
+from hls_foundry.models.prithvi import Attention, PrithviEncoder, position_embedding, resize_position_embedding
+from hls_foundry.models.variants import VARIANTS
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3}

@@ -10,8 +10,8 @@ import torch
 
 from hls_foundry.config import ModelConfig
 from hls_foundry.errors import ConfigError
-from hls_foundry.models.prithvi import VARIANTS
 from hls_foundry.models.segmenter import Segmenter, build_segmenter, segmenter_from_architecture
+from hls_foundry.models.variants import VARIANTS
 
 
 def small(**changes: Any) -> ModelConfig:

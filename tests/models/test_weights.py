@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hls_foundry.errors import WeightsError
-from hls_foundry.models.prithvi import VARIANTS, PrithviEncoder, position_embedding
+from hls_foundry.models.prithvi import PrithviEncoder, position_embedding
+from hls_foundry.models.variants import VARIANTS
 from hls_foundry.models.weights import load_encoder_weights
 
 GOLDEN = Path(__file__).parent / "golden"

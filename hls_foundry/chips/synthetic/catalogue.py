@@ -18,7 +18,12 @@ TILE_PIXELS = 3660
 
 RESOLUTION_M = 30.0
 SMALLEST, LARGEST = 64, 1024
-TASKS = ("burn_scars", "flood")
+COVER_LABELS = {"forest": ("conifer", "broadleaf")}
+"""Labels of what grows on land without an event, as names of land cover: for tasks that somebody adds."""
+
+TASKS = ("burn_scars", "flood", *COVER_LABELS)
+"""What the generator can label. Their order is part of the chips' random seeds: new ones go to the end."""
+
 
 SPLIT_CYCLE = ("train", "test", "train", "validation", "train", "train", "test", "train", "validation", "train")
 """Listed split of tile i % 10: six, two and two in ten, and all three within the first four chips."""
@@ -93,7 +98,7 @@ _FLOOD_REGIONS = (
     Region("Argentina", "20HQH", 0.40, 0.1, 0.55, 0.3, 0.2),
     Region("Serbia", "34TDQ", 0.35, 0.3, 0.60, 0.4, 0.4),
 )
-REGIONS = {"burn_scars": _BURN_REGIONS, "flood": _FLOOD_REGIONS}
+REGIONS = {"burn_scars": _BURN_REGIONS, "flood": _FLOOD_REGIONS, **dict.fromkeys(COVER_LABELS, _BURN_REGIONS)}
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ class Placement:
 def check_request(task: str, size: int, seed: int) -> None:
     """Raise SourceError, one line, when no chip can be made from these."""
     if task not in TASKS:
-        raise SourceError(f"no synthetic chips for task '{task}': use one of {', '.join(TASKS)}")
+        known = ", ".join(TASKS)
+        raise SourceError(f"no synthetic labels for task '{task}': give --data chips of yours, or synthetic://LABELS?… with one of {known}")
     if not SMALLEST <= size <= LARGEST:
         raise SourceError(f"synthetic chips cannot have size={size}: choose {SMALLEST} to {LARGEST} pixels")
     if seed < 0:
@@ -140,11 +146,11 @@ def place_chip(task: str, index: int, size: int, seed: int) -> Placement:
     acquired = date(YEARS[year], 1, 1) + timedelta(days=DAYS_OF_YEAR[day] - 1)
     left, top, crs = tile_origin(region)
     transform = Affine(RESOLUTION_M, 0.0, left + column * size * RESOLUTION_M, 0.0, -RESOLUTION_M, top - row * size * RESOLUTION_M)
-    if task == "burn_scars":
-        name = f"subsetted_{size}x{size}_HLS.S30.T{region.mgrs}.{acquired:%Y%j}.v1.4"
-    else:
+    if task == "flood":
         # 7919 and 8999999 have no common divisor, so no number comes twice.
         name = f"{region.place}_{1_000_000 + (index * 7919 + seed * 104_729) % 8_999_999}"
+    else:
+        name = f"subsetted_{size}x{size}_HLS.S30.T{region.mgrs}.{acquired:%Y%j}.v1.4"
     split = SPLIT_CYCLE[position]
     return Placement(name, region, Grid(size, size, transform, crs), acquired, split, _strata(task, split, cycle, position, seed))
 

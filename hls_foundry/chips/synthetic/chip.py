@@ -13,10 +13,10 @@ from scipy import fft
 from hls_foundry.chips.scene import Grid
 from hls_foundry.chips.synthetic.atmosphere import Clouds, build_clouds, illuminate, observe, swath_edge
 from hls_foundry.chips.synthetic.burning import burn
-from hls_foundry.chips.synthetic.catalogue import TASKS, Placement, place_chip, sun_position
+from hls_foundry.chips.synthetic.catalogue import COVER_LABELS, TASKS, Placement, place_chip, sun_position
 from hls_foundry.chips.synthetic.flooding import flood
 from hls_foundry.chips.synthetic.fractal import FractalFields
-from hls_foundry.chips.synthetic.landcover import LandCover, Mix, build_landcover
+from hls_foundry.chips.synthetic.landcover import COVERS, LandCover, Mix, build_landcover
 from hls_foundry.chips.synthetic.terrain import Terrain, build_terrain
 
 MARGIN = 16
@@ -43,17 +43,20 @@ class SyntheticChip:
 def synthetic_chip(task: str, index: int, size: int, seed: int) -> SyntheticChip:
     """Make chip `index` of the data set that (`task`, `size`, `seed`) names; the same arguments give the same bits.
 
-    `task` is burn_scars (surface reflectance, class 1 burn scar) or flood (top-of-atmosphere reflectance, class 1 water).
+    `task` is burn_scars (surface reflectance, class 1 burn scar), flood (top-of-atmosphere reflectance, class 1 water) or a land
+    cover of COVER_LABELS (surface reflectance, class 1 that cover).
     Raises SourceError, one line, for an unknown task, a size outside 64–1024, or an index beyond the tiles' room.
     """
     place = place_chip(task, index, size, seed)
     fields = FractalFields(np.random.Generator(np.random.SFC64([seed, TASKS.index(task), index, size])), _canvas(size))
     crop = slice(MARGIN, MARGIN + size)
     sun = sun_position(place.region, place.acquired)
-    make = _burnt if task == "burn_scars" else _flooded
+    make = _flooded if task == "flood" else _burnt if task == "burn_scars" else _covered
     terrain, landcover, positive, event, clouds, haze, air = make(fields, place, sun, crop)
+    if task in COVER_LABELS:
+        positive = np.isin(landcover.cover, [COVERS.index(name) for name in COVER_LABELS[task]])
     surface = landcover.reflectance
-    level = landcover.water if task == "burn_scars" else positive  # water lies flat whatever the ground under it
+    level = positive if task == "flood" else landcover.water  # water lies flat whatever the ground under it
     illuminate(surface, terrain.sunlight, clouds.shadow, level)
     image = observe(fields, surface, clouds, haze=haze, air=air)[:, crop, crop]
     counts = np.clip(np.rint(image * 10000.0), -300, 16000)
@@ -82,10 +85,10 @@ def _canvas(size: int) -> int:
 _Parts = tuple[Terrain, LandCover, npt.NDArray[np.bool_], npt.NDArray[np.float32], Clouds, float, float]
 
 
-def _burnt(fields: FractalFields, place: Placement, sun: tuple[float, float], crop: slice) -> _Parts:
+def _burnt(fields: FractalFields, place: Placement, sun: tuple[float, float], crop: slice, *, fires: bool = True) -> _Parts:
     random, region = fields.random, place.region
     amount, fields_stratum, cloud_stratum, dark_stratum = place.strata
-    share = 0.0 if amount < 0.1 else 0.05 + 0.36 * ((amount - 0.1) / 0.9) ** 1.2
+    share = 0.0 if amount < 0.1 or not fires else 0.05 + 0.36 * ((amount - 0.1) / 0.9) ** 1.2
     relief = 60.0 + 420.0 * region.relief * random.uniform(0.5, 1.1)
     terrain = build_terrain(
         fields,
@@ -105,6 +108,11 @@ def _burnt(fields: FractalFields, place: Placement, sun: tuple[float, float], cr
     fire = burn(fields, terrain, landcover, share=share, crop=crop)
     clouds = build_clouds(fields, share=0.08 * max(cloud_stratum - 0.65, 0.0) / 0.35, sun=sun)
     return terrain, landcover, fire.scar, fire.severity, clouds, 0.002 + 0.014 * random.random() ** 2, 0.0
+
+
+def _covered(fields: FractalFields, place: Placement, sun: tuple[float, float], crop: slice) -> _Parts:
+    """The land of the burn scars before it burns; what of it is class 1 is the caller's to say."""
+    return _burnt(fields, place, sun, crop, fires=False)
 
 
 def _flooded(fields: FractalFields, place: Placement, sun: tuple[float, float], crop: slice) -> _Parts:

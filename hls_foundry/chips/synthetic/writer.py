@@ -39,7 +39,7 @@ def generate(
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> None:
-    """Write `chips` chips of `size` pixels in the task's layout (hls_burn_scars or sen1floods11) to the new folder `folder`.
+    """Write `chips` chips of `size` pixels in the layout hls_burn_scars (flood: sen1floods11) to the new folder `folder`.
 
     Images are int16 reflectance × 10000 with nodata −9999, labels int16 with nodata −1, both deflated GeoTIFFs. The files
     appear under `folder` only when all are written; an interruption leaves nothing. `workers` processes share the work
@@ -76,13 +76,13 @@ def generate(
 
 
 def write_chip(task: str, folder: Path, chip: SyntheticChip) -> None:
-    """Write one chip and its label where the task's layout wants them below `folder`."""
-    if task == "burn_scars":
-        image = folder / _FOLDERS[chip.listed_split] / f"{chip.name}_merged.tif"
-        label = image.with_name(f"{chip.name}.mask.tif")
-    else:
+    """Write one chip and its label where the layout wants them below `folder`."""
+    if task == "flood":
         image = folder / "S2Hand" / f"{chip.name}_S2Hand.tif"
         label = folder / "LabelHand" / f"{chip.name}_LabelHand.tif"
+    else:
+        image = folder / _FOLDERS[chip.listed_split] / f"{chip.name}_merged.tif"
+        label = image.with_name(f"{chip.name}.mask.tif")
     counts = np.where(np.isnan(chip.pixels), NODATA, np.rint(np.nan_to_num(chip.pixels) * 10000.0)).astype(np.int16)
     tags = {
         "ACQUISITION_DATE": chip.acquired.isoformat(),
