@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from cli.screen import Screen
 from hls_foundry.errors import ConfigError, FoundryError, Preempted
 from hls_foundry.home import REPOSITORY, foundry_home
 
@@ -19,9 +20,22 @@ CONFIGS = REPOSITORY / "configs"
 DEFAULT_PIPELINE = {"local": "all", "hpc": "train", "aws": "deploy"}
 EXIT_USER, EXIT_INTERRUPTED, EXIT_PREEMPTED = 2, 130, 85
 
-stack_option = click.option("--stack", default="local", show_default=True, help="stacks/NAME.yaml: where it runs.")
-rehearse_option = click.option("--rehearse", is_flag=True, help="With --stack aws: stand-ins of AWS on this machine.")
-site_option = click.option("--site", help="stacks/sites/NAME.yaml: which cluster.  [default: rehearsal where it is up, else cpu]")
+stack_option = click.option("--stack", metavar="NAME", default="local", show_default=True, help="Where it runs: stacks/NAME.yaml.")
+rehearse_option = click.option("--rehearse", is_flag=True, help="Stand-ins of AWS on this machine, with --stack aws.")
+site_option = click.option("--site", metavar="NAME", help="Which cluster, of --stack hpc: stacks/sites/NAME.yaml.")
+task_option = click.option("--task", metavar="NAME", help="What is mapped: configs/NAME.yaml.  [default: burn_scars]")
+config_option = click.option(
+    "--config", metavar="FILE", type=click.Path(path_type=Path), help="Instead of configs/demo.yaml (with --data: the task's)."
+)
+data_option = click.option("--data", metavar="SOURCE", help="PATH, s3://BUCKET/PREFIX, hf://OWNER/NAME or synthetic://")
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key (training.epochs=20); may be repeated."
+)
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+    "color": False if os.environ.get("NO_COLOR") else None,  # https://no-color.org; None: at a terminal
+}
 
 
 def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,21 +60,23 @@ def _fail(line: str, code: int) -> None:
     sys.exit(code)
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Screen, invoke_without_command=True, context_settings=SETTINGS, subcommand_metavar="[COMMAND [ARGS]...]")
 @stack_option
 @site_option
-@click.option("--task", help="burn_scars or flood (configs/NAME.yaml).  [default: burn_scars]")
-@click.option("--pipeline", type=click.Choice(["train", "deploy", "all"]), help="[default: train on hpc, deploy on aws, else all]")
+@task_option
 @click.option(
-    "--config", type=click.Path(path_type=Path), help="A configuration file.  [default: configs/demo.yaml, with --data configs/TASK.yaml]"
+    "--pipeline", metavar="WHICH", type=click.Choice(["train", "deploy", "all"]), help="train, deploy or all.  [default: the stack's]"
 )
-@click.option("--data", metavar="SOURCE", help="PATH, s3://BUCKET/PREFIX, hf://OWNER/NAME or synthetic://TASK?chips=…&size=…&seed=…")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. training.epochs=20; may be repeated.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the summary to FILE as well ('-': standard output).")
+@config_option
+@data_option
+@set_option
+@click.option(
+    "--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write the summary as JSON, too (-: standard output)."
+)
 @click.option("--no-cache", is_flag=True, help="Run every step again.")
-@click.option("--detach", is_flag=True, help="On a cluster or aws-managed: return after submission.")
+@click.option("--detach", is_flag=True, help="Return after submission (hpc, aws-managed).")
 @rehearse_option
-@click.option("--dry-run", is_flag=True, help="Check configuration, stack and source, say what would run, and stop.")
+@click.option("--dry-run", is_flag=True, help="Check, say what would run, and stop.")
 @click.pass_context
 @user_errors
 def main(
@@ -78,10 +94,7 @@ def main(
     rehearse: bool,
     dry_run: bool,
 ) -> None:
-    """Labelled HLS chips in, tested endpoint out.
-
-    Without a command: validate, fine-tune, evaluate, promote, publish, deploy and test, then print a summary.
-    """
+    """Labelled HLS chips in, tested endpoint out. Without a command: all of it."""
     if context.invoked_subcommand:
         return
     _enter_rehearsal(rehearse, stack)
@@ -129,7 +142,7 @@ def _environment(stack: str) -> dict[str, str]:
 @main.command()
 @stack_option
 @site_option
-@click.option("--task", help="The task whose configuration is checked.")
+@task_option
 @rehearse_option
 @user_errors
 def doctor(stack: str, site: str | None, task: str | None, rehearse: bool) -> None:
@@ -182,7 +195,7 @@ def stop(run: str | None, now: bool) -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="FILE.tif, FILE.geojson or FILE.gpkg.  [default: SCENE_prediction.tif beside it]"
 )
-@click.option("--task", default="burn_scars", show_default=True)
+@click.option("--task", metavar="NAME", default="burn_scars", show_default=True, help="Whose endpoint or bundle.")
 @click.option("--bundle", type=click.Path(path_type=Path), help="A bundle folder or model.tar.gz.  [default: the one last deployed]")
 @click.option("--endpoint", help="Ask this endpoint, here or on SageMaker, instead of predicting in this process.")
 @click.option("--rehearse", is_flag=True, help="The endpoint is on the rehearsal of AWS.")
@@ -229,10 +242,10 @@ def endpoints(stack: str, rehearse: bool, delete: str | None, objects: bool) -> 
 
 
 @main.command()
-@click.option("--task", help="burn_scars or flood (configs/NAME.yaml).  [default: burn_scars]")
-@click.option("--config", type=click.Path(path_type=Path), help="A configuration file.")
-@click.option("--data", metavar="SOURCE", help="s3://BUCKET/PREFIX, hf://OWNER/NAME or synthetic://…")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key; may be repeated.")
+@task_option
+@config_option
+@data_option
+@set_option
 @user_errors
 def fetch(task: str | None, config: Path | None, data: str | None, overrides: tuple[str, ...]) -> None:
     """Fetch chips and weights, for nodes without a network."""

@@ -22,14 +22,6 @@ def run(*arguments: str, home: Path, **environment: str) -> subprocess.Completed
     )
 
 
-def test_help_fits_a_screen_and_names_every_command(tmp_path: Path) -> None:
-    answer = run("--help", home=tmp_path, COLUMNS="110")
-    assert answer.returncode == 0
-    assert len(answer.stdout.splitlines()) <= 40
-    for command in ("doctor", "status", "logs", "stop", "predict", "endpoints", "dashboard"):
-        assert f"\n  {command} " in answer.stdout
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
