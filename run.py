@@ -325,12 +325,20 @@ def cluster_down() -> None:
 
 
 @main.command()
+@click.option("--task", help="The latest run of this task.  [default: of any]")
+@click.option("--run", help="This run (name or id) instead of the latest.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Where it answers, on 127.0.0.1.  [default: as before, or a free one]")
+@click.option("--no-open", is_flag=True, help="Only print the addresses.")
+@click.option("--stop", "stop_it", is_flag=True, help="Stop it.")
 @user_errors
-def dashboard() -> None:
-    """Open the lineage in ZenML's dashboard (comes with part 5)."""
-    raise FoundryError(
-        "the dashboard comes with part 5: until then `run.py status`, `run.py logs` and each run's report.html show its lineage"
-    )
+def dashboard(task: str | None, run: str | None, port: int | None, no_open: bool, stop_it: bool) -> None:
+    """Open the lineage of the latest run in ZenML's dashboard, which answers until stopped."""
+    from cli import dashboard as commands
+
+    if stop_it:
+        commands.stop()
+    else:
+        commands.show(task, run, port=port, open_browser=not no_open)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def show_status(run: str | None) -> None:
         for found in runs:
             click.echo(f"{found.name}  {found.status.value}  {_local_time(found.created)}  {found.id}")
         return
-    found = _find(run)
+    found = find_run(run)
     from cli import slurm_runs
 
     if connection := slurm_runs.connect(found):
@@ -68,7 +68,7 @@ def show_logs(run: str | None, step: str | None, *, follow: bool = False) -> Non
     start_zenml()
     from cli import on_sagemaker, slurm_runs
 
-    found = _find(run)
+    found = find_run(run)
     connection = slurm_runs.connect(found)
     if connection is None and follow and not found.status.is_finished:
         if on_sagemaker.is_on_sagemaker(found):
@@ -104,7 +104,7 @@ def stop_run(run: str | None, *, now: bool = False) -> None:
     start_zenml()
     from cli import on_sagemaker, slurm_runs
 
-    found = _find(run) if run else _latest_elsewhere()
+    found = find_run(run) if run else _latest_elsewhere()
     if found and (connection := slurm_runs.connect(found)):
         slurm_runs.stop(found, connection, now=now)
         return
@@ -148,7 +148,8 @@ def _processes() -> Path:
     return foundry_home() / "runs" / "processes"
 
 
-def _find(run: str | None) -> PipelineRunResponse:
+def find_run(run: str | None) -> PipelineRunResponse:
+    """The run of this name or id; none: the latest. Raises ConfigError where there is none."""
     from zenml.client import Client
 
     if run is None:

@@ -11,6 +11,7 @@ import click
 
 from hls_foundry.errors import ConfigError, FoundryError
 from hls_foundry.home import REPOSITORY
+from steps.names import KEYS, MODEL_BUNDLE
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 RUN = f"{'.venv/bin/python' if Path(sys.prefix) == REPOSITORY / '.venv' else 'python'} run.py"
 """The command line as it is typed in the repository."""
 
-LARGE = {"model_bundle"}
+LARGE = {MODEL_BUNDLE}
 """Artifacts that a summary does not load."""
 
 
@@ -48,11 +49,10 @@ class Summary:
 
     def add(self, pipeline: str, run: PipelineRunResponse) -> None:
         """Take over what `run` made; a step that did not get that far leaves nothing. A run on Slurm that failed fails the command."""
-        from zenml.utils.dashboard_utils import get_run_url
-
         from cli import cost
+        from cli.dashboard import run_url
 
-        self.runs.append({"pipeline": pipeline, "name": run.name, "id": str(run.id), "url": get_run_url(run), "status": run.status.value})
+        self.runs.append({"pipeline": pipeline, "name": run.name, "id": str(run.id), "url": run_url(run), "status": run.status.value})
         for name, step in run.steps.items():
             if step.start_time and step.end_time:
                 self.timings[name] = 0.0 if step.status.value == "cached" else round((step.end_time - step.start_time).total_seconds(), 2)
@@ -60,7 +60,9 @@ class Summary:
                 self.failed_step = name
             if step.status.is_successful:
                 for outputs in step.outputs.values():
-                    self.artifacts.update({output.name: output.load() for output in outputs if output.name not in LARGE})
+                    self.artifacts.update(
+                        {KEYS.get(output.name, output.name): output.load() for output in outputs if output.name not in LARGE}
+                    )
         if record := cost.slurm_record(run):
             self.slurm.append(record)
             if failed := cost.failure(run, record):
@@ -182,6 +184,8 @@ def lines(summary: Summary) -> list[str]:
         out += cost.lines(slurm)
     if summary.report:
         out.append(f"report      {summary.report}")
+    if summary.runs:
+        out.append(f"lineage     {summary.runs[-1]['url'] or f'{RUN} dashboard'}")
     if endpoint := content.get("endpoint"):
         out += [
             "",

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
     runs = Client().list_pipeline_runs(pipeline="train", sort_by="desc:created", size=50, hydrate=True).items
     run = next(run for run in runs if run.name.startswith(task) and run.status.value == "completed")
-    report = run.steps["evaluate"].outputs["evaluation"][0].load()
+    report = run.steps["evaluate"].outputs["evaluation on test chips"][0].load()
     target = Path(__file__).parent / "images" / f"{task}.png"
     target.parent.mkdir(exist_ok=True)
     examples(report).savefig(target, dpi=62)

@@ -14,12 +14,13 @@ from hls_foundry.errors import EndpointError
 from hls_foundry.home import foundry_home
 from steps.artifacts import PlacedModel, PlacedModels
 from steps.materializers import ResultMaterializer
+from steps.names import ENDPOINT
 
 log = logging.getLogger(__name__)
 
 
 @step(enable_cache=False, output_materializers=ResultMaterializer)
-def deploy(models: PlacedModels, settings: EndpointSettings) -> Annotated[Deployed, "endpoint"]:
+def deploy(models: PlacedModels, settings: EndpointSettings) -> Annotated[Deployed, ENDPOINT]:
     endpoint = _on_sagemaker(models, settings) if isinstance(settings, SageMakerSettings) else _on_this_machine(models, settings)
     log.info("deploy      %s answers with version %s", endpoint.url, endpoint.model_version)
     return endpoint

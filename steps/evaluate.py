@@ -15,13 +15,14 @@ from hls_foundry.progress import progress_bar
 from steps.artifacts import BundleFolder
 from steps.caching import depends_on
 from steps.materializers import ResultMaterializer
+from steps.names import EVALUATION
 from steps.sources import on_this_machine
 
 log = logging.getLogger(__name__)
 
 
 @step(cache_policy=depends_on("chips", "models", "inference", "evaluation"), output_materializers=ResultMaterializer)
-def evaluate(splits: Splits, bundle: BundleFolder, task: TaskConfig, data: DataConfig) -> Annotated[EvaluationReport, "evaluation"]:
+def evaluate(splits: Splits, bundle: BundleFolder, task: TaskConfig, data: DataConfig) -> Annotated[EvaluationReport, EVALUATION]:
     with progress_bar("evaluate") as progress:
         report = evaluate_predictor(Predictor(load_bundle(bundle.path)), on_this_machine(splits, task, data), data, task, progress=progress)
     log.info(

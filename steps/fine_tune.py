@@ -14,6 +14,7 @@ from hls_foundry.training.fine_tune import fine_tune as run_fine_tuning
 from steps.artifacts import BundleFolder, TrainingHistory
 from steps.caching import depends_on
 from steps.materializers import BundleMaterializer, ResultMaterializer
+from steps.names import MODEL_BUNDLE, TRAINING_HISTORY
 from steps.sources import on_this_machine
 
 log = logging.getLogger(__name__)
@@ -21,11 +22,11 @@ log = logging.getLogger(__name__)
 
 @step(
     cache_policy=depends_on("chips", "models", "training", "inference"),
-    output_materializers={"model_bundle": BundleMaterializer, "training_history": ResultMaterializer},
+    output_materializers={MODEL_BUNDLE: BundleMaterializer, TRAINING_HISTORY: ResultMaterializer},
 )
 def fine_tune(
     splits: Splits, task: TaskConfig, data: DataConfig, model: ModelConfig, training: TrainingConfig, inference: InferenceConfig
-) -> tuple[Annotated[BundleFolder, "model_bundle"], Annotated[TrainingHistory, "training_history"]]:
+) -> tuple[Annotated[BundleFolder, MODEL_BUNDLE], Annotated[TrainingHistory, TRAINING_HISTORY]]:
     here = on_this_machine(splits, task, data)
     config = FineTuneConfig(task=task, data=data, model=model, training=training, inference=inference)
     lineage = {"data_fingerprint": Inventory(here.table, here.root, task.name).fingerprint}

@@ -18,6 +18,7 @@ from hls_foundry.models.bundle import load_bundle, unpack_bundle
 from hls_foundry.progress import progress_bar
 from steps.artifacts import PlacedModel, PlacedModels, PublishedModel
 from steps.materializers import ResultMaterializer
+from steps.names import PLACED_MODELS
 from steps.select_model import in_production
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 @step(enable_cache=False, output_materializers=ResultMaterializer)
 def place(
     model: PublishedModel, splits: Splits, endpoint: EndpointSettings, publishing: PublishSettings
-) -> Annotated[PlacedModels, "placed_models"]:
+) -> Annotated[PlacedModels, PLACED_MODELS]:
     """Not cached: it makes sure that the archives are there. A multi-model endpoint gets the other tasks' production versions too."""
     chosen = {model.model: (model, splits)}
     if endpoint.kind == "multi_model":

@@ -25,6 +25,7 @@ from hls_foundry.models.bundle import load_bundle, unpack_bundle, weights_digest
 from steps.artifacts import BundleFolder, PromotionRecord
 from steps.materializers import ResultMaterializer
 from steps.model_versions import PRODUCTION, production_version, version_of
+from steps.names import PROMOTION
 from steps.sources import on_this_machine
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 @step(enable_cache=False, output_materializers=ResultMaterializer)
 def promote(
     splits: Splits, bundle: BundleFolder, evaluation: EvaluationReport, task: TaskConfig, data: DataConfig, gate: PromotionConfig
-) -> Annotated[PromotionRecord, "promotion"]:
+) -> Annotated[PromotionRecord, PROMOTION]:
     """Not cached: what is in production may have changed since the last run."""
     version = version_of(task.name, task.title, weights_digest(bundle.path))
     _link(version)

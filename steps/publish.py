@@ -17,6 +17,7 @@ from hls_foundry.models.bundle import with_metrics
 from hls_foundry.progress import progress_bar
 from steps.artifacts import BundleFolder, PromotionRecord
 from steps.materializers import ResultMaterializer
+from steps.names import PUBLISHED
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 @step(enable_cache=False, output_materializers=ResultMaterializer)
 def publish(
     bundle: BundleFolder, evaluation: EvaluationReport, promotion: PromotionRecord, task: TaskConfig, publishing: PublishSettings
-) -> Annotated[Published, "published"]:
+) -> Annotated[Published, PUBLISHED]:
     """Not cached: it makes sure that the archive is there. A version that is not promoted is not published (empty uri)."""
     if not promotion.promoted:
         log.info("publish     nothing: version %s was not promoted", promotion.version)

@@ -11,13 +11,14 @@ from hls_foundry.errors import EndpointError
 from steps.artifacts import PublishedModel
 from steps.materializers import ResultMaterializer
 from steps.model_versions import production_version
+from steps.names import MODEL, SPLITS, TEST_CHIPS
 from steps.sources import on_this_machine
 
 log = logging.getLogger(__name__)
 
 
 @step(enable_cache=False, output_materializers=ResultMaterializer)
-def select_model(task: str) -> tuple[Annotated[PublishedModel, "model"], Annotated[Splits, "test_chips"]]:
+def select_model(task: str) -> tuple[Annotated[PublishedModel, MODEL], Annotated[Splits, TEST_CHIPS]]:
     model, splits = in_production(task)
     log.info("select      %s version %s", task, model.version)
     return model, splits
@@ -34,7 +35,7 @@ def in_production(task: str) -> tuple[PublishedModel, Splits]:
     facts = version.run_metadata
     if "uri" not in facts:
         raise EndpointError(f"version {version.name} of model '{task}' is in production but not published: run --pipeline train again")
-    linked = version.get_artifact("splits")
+    linked = version.get_artifact(SPLITS)
     if linked is None:
         raise EndpointError(f"version {version.name} of model '{task}' has no test chips in its lineage: train it again with run.py")
     model = PublishedModel(

@@ -19,12 +19,13 @@ from hls_foundry.progress import progress_bar
 from steps.artifacts import PlacedModels
 from steps.caching import depends_on
 from steps.materializers import ResultMaterializer
+from steps.names import INFERENCE_TEST
 
 log = logging.getLogger(__name__)
 
 
 @step(cache_policy=depends_on("chips", "models", "inference", "serving", "endpoints"), output_materializers=ResultMaterializer)
-def test_endpoint(endpoint: Deployed, models: PlacedModels, settings: EndpointSettings) -> Annotated[InferenceTestReport, "inference_test"]:
+def test_endpoint(endpoint: Deployed, models: PlacedModels, settings: EndpointSettings) -> Annotated[InferenceTestReport, INFERENCE_TEST]:
     """Raises EndpointError, which fails the run, where the endpoint does not compute what was evaluated.
 
     Cached as long as the very same server process, or deployment, serves the same bundle: deploy has just checked that it does.

@@ -14,6 +14,7 @@ from hls_foundry.validation.report import ValidationReport
 from hls_foundry.validation.run import validate as validate_inventory
 from steps.caching import depends_on
 from steps.materializers import ResultMaterializer
+from steps.names import VALID_INVENTORY, VALIDATION_REPORT
 
 log = logging.getLogger(__name__)
 
@@ -21,11 +22,11 @@ log = logging.getLogger(__name__)
 @step(
     cache_policy=depends_on("chips", "validation"),
     # Named one by one: ZenML would bring them into another order in each process, and the order is part of its cache key.
-    output_materializers={"valid_inventory": ResultMaterializer, "validation_report": ResultMaterializer},
+    output_materializers={VALID_INVENTORY: ResultMaterializer, VALIDATION_REPORT: ResultMaterializer},
 )
 def validate(
     inventory: Inventory, task: TaskConfig, data: DataConfig, validation: ValidationConfig
-) -> tuple[Annotated[Inventory, "valid_inventory"], Annotated[ValidationReport, "validation_report"]]:
+) -> tuple[Annotated[Inventory, VALID_INVENTORY], Annotated[ValidationReport, VALIDATION_REPORT]]:
     """The Data Docs are written to the run's folder first, so that a failure can be looked at."""
     page = foundry_home() / "runs" / get_step_context().pipeline_run.name / "data_docs.html"
     report = validate_inventory(inventory, _provisional_splits(inventory, data), task, validation, data, page=page)

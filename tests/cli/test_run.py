@@ -40,7 +40,6 @@ def run(*arguments: str, home: Path, **environment: str) -> subprocess.Completed
         (("--data", "synthetic://burn_scars?chips=0"), "chips"),
         (("predict", "missing.tif"), "missing.tif"),
         (("endpoints", "--delete", "nothing"), "nothing"),
-        (("dashboard",), "comes with part 5"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_exit_code_2(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:

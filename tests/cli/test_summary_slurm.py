@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +10,7 @@ from typing import Any
 import pytest
 
 from stacks.slurm.plan import Outcome, StepOutcome, Submitted
+from tests.cli.asked import Session
 from tests.slurm.hand_made import plan_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,42 +39,6 @@ FIT = StepOutcome(
     restarts=1,
 )
 OUTCOME = Outcome(status="failed", reason=f"step fit: {FIT.reason}", steps={"ingest": INGEST, "fit": FIT}, node_hours=0.034)
-
-
-class Session:
-    """The process of zenml_session.py."""
-
-    def __init__(self, home: Path) -> None:
-        own = {"ZENML_CONFIG_PATH": str(home / "zenml"), "HLS_FOUNDRY_HOME": str(home / "foundry")}
-        self.log = (home / "session.log").open("w")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cli.zenml_session"],
-            env={**os.environ, **own},
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-        )
-
-    def ask(self, name: str, *arguments: Any) -> Any:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps([name, arguments]) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        assert answer, Path(self.log.name).read_text()[-2000:]
-        return json.loads(answer)
-
-    def run(self, *arguments: str) -> dict[str, Any]:
-        answer: dict[str, Any] = self.ask("invoke", arguments)
-        return answer
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait(timeout=30)
-        self.log.close()
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,21 @@ def make_run(name: str, metadata: dict[str, Any], steps: dict[str, dict[str, Any
         _publish(run.steps[step_name].id, MetadataResourceTypes.STEP_RUN, {"slurm": values})
 
 
+def make_model(name: str, versions: list[dict[str, Any]]) -> None:
+    """A model whose versions have this metadata; the last one is in production."""
+    model = Client().create_model(name)
+    for values in versions:
+        version = Client().create_model_version(model.id)
+        _publish(version.id, MetadataResourceTypes.MODEL_VERSION, values)
+    version.set_stage("production")
+
+
+def store() -> dict[str, str]:
+    """What ZenML's client uses."""
+    client = Client()
+    return {"type": client.zen_store.type.value, "url": client.zen_store.url, "stack": client.active_stack_model.name}
+
+
 def submit(name: str, folder: str, slurm_conf: str) -> None:
     """Submit a run of three steps through the orchestrator; the second one waits."""
     from hls_foundry.endpoints.settings import PublishSettings
@@ -91,12 +106,15 @@ def invoke(arguments: list[str]) -> dict[str, Any]:
     return {"code": answer.exit_code, "out": answer.stdout, "err": answer.stderr, "error": repr(answer.exception)}
 
 
+COMMANDS = {function.__name__: function for function in (make_run, make_model, store, submit, summarise, invoke)}
+
+
 def main() -> None:
     replies = sys.stdout
     sys.stdout = sys.stderr  # what is printed on the way must not get between the answers
     for line in sys.stdin:
         name, arguments = json.loads(line)
-        answer = {"make_run": make_run, "submit": submit, "summarise": summarise, "invoke": invoke}[name](*arguments)
+        answer = COMMANDS[name](*arguments)
         print(json.dumps(answer, default=str), file=replies, flush=True)
 
 

@@ -45,7 +45,7 @@ from zenml.client import Client
 version = Client().get_model_version(sys.argv[1], sys.argv[2])
 facts = version.run_metadata
 print(json.dumps({
-    "made_by": str(version.get_artifact("model_bundle").producer_pipeline_run_id),
+    "made_by": str(version.get_artifact("model bundle").producer_pipeline_run_id),
     "placed_by": facts["placed_by"], "tested_by": facts["inference_test"]["run"], "s3": facts["s3_uri"],
 }))
 """
