@@ -2,10 +2,8 @@
 
     python tests/stacks/managed_session.py FILE COMMAND…
 
-Each COMMAND is a list as JSON: "none" or "server", then run.py's arguments; all in one process, since imports take most of the time.
-FILE gets a list with, for each, how run.py ended, and every request to AWS. With "server" the one thing that is not as it is for a
-user is `is_local_store`: ZenML submits to SageMaker only with a server of its own, whose packages pin FastAPI to a release older than
-the one that is served with here.
+Each COMMAND is a list as JSON: run.py's arguments; all in one process, since imports take most of the time.
+FILE gets a list with, for each, how run.py ended, and every request to AWS.
 """
 
 from __future__ import annotations
@@ -50,12 +48,9 @@ def main(file: Path, commands: list[list[str]]) -> None:
     import run
 
     telemetry_logging._send_telemetry_request = lambda *said, **more: reports.append(said)
-    store = type(Client().zen_store)
-    truth = store.is_local_store
     content = []
-    for kind, *arguments in commands:
+    for arguments in commands:
         noted.clear()
-        store.is_local_store = truth if kind == "none" else lambda self: False  # type: ignore[method-assign]
         answer = CliRunner().invoke(run.main, arguments)
         runs = Client().list_pipeline_runs(hydrate=True).items
         content.append(

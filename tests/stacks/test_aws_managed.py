@@ -23,6 +23,7 @@ from stacks.definition import StackDefinition, StackSettings, load_stack
 from tests.aws.calls import actions, calls_in
 from tests.aws.rehearsed import Account, account
 from tests.aws.test_policy import granted
+from tests.stacks.zenml_server import zenml_server
 
 ROOT = Path(__file__).resolve().parents[2]
 SESSION = Path(__file__).with_name("managed_session.py")
@@ -43,12 +44,11 @@ os.chdir = lambda path: chdir(app if path == "/app" else path)
 runpy.run_module("zenml.entrypoints.entrypoint", run_name="__main__", alter_sys=True)
 """
 COMMANDS = {
-    "doctor": ("none", "doctor", "--stack", "aws-managed"),
-    "run": ("none", *RUN, "--data", CHIPS),
-    "own chips": ("none", *RUN, "--data", "chips/here"),
-    "submit": ("server", *RUN, "--data", CHIPS, "--detach"),
+    "doctor": ("doctor", "--stack", "aws-managed"),
+    "run": (*RUN, "--data", CHIPS),
+    "own chips": (*RUN, "--data", "chips/here"),
 }
-"""First word: where ZenML's store is."""
+WITH_SERVER = {"submit": (*RUN, "--data", CHIPS, "--detach")}
 
 ORDER = ("ingest", "validate", "split", "fine_tune", "evaluate", "promote", "publish")
 
@@ -70,21 +70,28 @@ def session(aws_rehearsal: Rehearsal, tmp_path_factory: pytest.TempPathFactory) 
         iam.create_role(RoleName=ROLE.rpartition("/")[2], AssumeRolePolicyDocument=json.dumps(TRUST))
         ecr.create_repository(repositoryName="hls-foundry-train")
         ecr.put_image(repositoryName="hls-foundry-train", imageManifest=json.dumps(INDEX), imageTag="1")
-        yield ask(found, aws_rehearsal.environment, tmp_path_factory.mktemp("managed"))
+        folder = tmp_path_factory.mktemp("managed")
+        with zenml_server(folder / "server") as server:
+            yield ask(found, aws_rehearsal.environment, folder, server)
         iam.delete_role(RoleName=ROLE.rpartition("/")[2])
         ecr.delete_repository(repositoryName="hls-foundry-train", force=True)
 
 
-def ask(found: Account, rehearsal: Mapping[str, str], folder: Path) -> Session:
-    """Run all commands, in a process and a ZenML home of their own."""
+def ask(found: Account, rehearsal: Mapping[str, str], folder: Path, server: Mapping[str, str]) -> Session:
+    """Run all commands, those of a kind in a process and a ZenML home of their own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HLS_", "ZENML_", "SAGEMAKER_"))}
-    own = {"ZENML_CONFIG_PATH": str(folder / "zenml"), "HLS_FOUNDRY_HOME": str(folder / "foundry"), "PYTHONPATH": str(ROOT)}
     there = {"HLS_AWS_BUCKET": found.prepared.bucket, "HLS_AWS_ROLE": found.prepared.role, "HLS_AWS_IMAGE": found.prepared.image}
-    environment = {**kept, **rehearsal, **VARIABLES, **there, **own, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SESSION), str(folder / "answers.json"), *map(json.dumps, COMMANDS.values())]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Session(found, environment, dict(zip(COMMANDS, json.loads((folder / "answers.json").read_text()), strict=True)))
+    own = {"HLS_FOUNDRY_HOME": str(folder / "foundry"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**kept, **rehearsal, **VARIABLES, **there, **own}
+    answers = {}
+    for store, commands in ({}, COMMANDS), (server, WITH_SERVER):
+        home = folder / ("with-server" if store else "without")
+        command = [sys.executable, str(SESSION), str(folder / "answers.json"), *map(json.dumps, commands.values())]
+        asked = {**environment, **store, "ZENML_CONFIG_PATH": str(home)}
+        done = subprocess.run(command, env=asked, cwd=ROOT, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+        answers.update(zip(commands, json.loads((folder / "answers.json").read_text()), strict=True))
+    return Session(found, environment, answers)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +183,7 @@ def test_a_job_runs_as_it_was_submitted(
     assert done.returncode == 0, done.stderr[-3000:]
     assert "12 chips, fingerprint" in done.stdout + done.stderr
     assert (tmp_path / "app" / "code" / "run.py").is_file()
-    stored = session.account.s3.list_objects_v2(Bucket=session.account.prepared.bucket, Prefix="zenml/ingest/inventory/")
+    stored = session.account.s3.list_objects_v2(Bucket=session.account.prepared.bucket, Prefix="zenml/ingest/")
     assert stored["KeyCount"] > 0
 
 
