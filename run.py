@@ -177,6 +177,19 @@ def logs(run: str | None, step: str | None, follow: bool) -> None:
 
 
 @main.command()
+@click.argument("run", default="latest")
+@click.option("--task", help="With 'latest': the latest run of this task.  [default: of any]")
+@click.option("--out", type=click.Path(path_type=Path), help="FILE.html.  [default: runs/RUN/report.html in the home folder]")
+@click.option("--png", type=click.Path(path_type=Path), metavar="FOLDER", help="Write each picture there as a PNG file, too.")
+@user_errors
+def report(run: str, task: str | None, out: Path | None, png: Path | None) -> None:
+    """Write all pictures of RUN (name, id or 'latest') as one HTML file."""
+    from cli.report import show_report
+
+    show_report(run, task, out=out, png=png)
+
+
+@main.command()
 @click.argument("run", required=False)
 @click.option("--now", is_flag=True, help="At once, without saving what was done since the last checkpoint.")
 @user_errors

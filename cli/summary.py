@@ -11,7 +11,6 @@ import click
 
 from hls_foundry.errors import ConfigError, FoundryError
 from hls_foundry.home import REPOSITORY
-from steps.names import KEYS, MODEL_BUNDLE
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 
 RUN = f"{'.venv/bin/python' if Path(sys.prefix) == REPOSITORY / '.venv' else 'python'} run.py"
 """The command line as it is typed in the repository."""
-
-LARGE = {MODEL_BUNDLE}
-"""Artifacts that a summary does not load."""
 
 
 class Summary:
@@ -37,6 +33,7 @@ class Summary:
         self.runs: list[dict[str, Any]] = []
         self.timings: dict[str, float] = {}
         self.artifacts: dict[str, Any] = {}
+        self.missing: dict[str, str] = {}
         self.report: Path | None = None
         self.slurm: list[SlurmRecord] = []
 
@@ -50,6 +47,7 @@ class Summary:
     def add(self, pipeline: str, run: PipelineRunResponse) -> None:
         """Take over what `run` made; a step that did not get that far leaves nothing. A run on Slurm that failed fails the command."""
         from cli import cost
+        from cli.artifacts import made_by
         from cli.dashboard import run_url
 
         self.runs.append({"pipeline": pipeline, "name": run.name, "id": str(run.id), "url": run_url(run), "status": run.status.value})
@@ -58,11 +56,9 @@ class Summary:
                 self.timings[name] = 0.0 if step.status.value == "cached" else round((step.end_time - step.start_time).total_seconds(), 2)
             if step.status.value == "failed":
                 self.failed_step = name
-            if step.status.is_successful:
-                for outputs in step.outputs.values():
-                    self.artifacts.update(
-                        {KEYS.get(output.name, output.name): output.load() for output in outputs if output.name not in LARGE}
-                    )
+        made = made_by(run)
+        self.artifacts |= made.artifacts
+        self.missing |= made.missing
         if record := cost.slurm_record(run):
             self.slurm.append(record)
             if failed := cost.failure(run, record):
@@ -182,6 +178,7 @@ def lines(summary: Summary) -> list[str]:
         )
     if slurm := content.get("slurm"):
         out += cost.lines(slurm)
+    out += [f"missing     {name.replace('_', ' ')} cannot be read: {why}" for name, why in summary.missing.items()]
     if summary.report:
         out.append(f"report      {summary.report}")
     if summary.runs:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hls_foundry.chips.splits import Splits
 from hls_foundry.config import DataConfig, TaskConfig
+from hls_foundry.evaluation.metrics import Scores
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,14 @@ class TrainingHistory:
 
 @dataclass(frozen=True)
 class PromotionRecord:
-    """What promotion decided about one model version, in words."""
+    """What promotion decided about one model version, in words, and the scores that it compared, by what has them."""
 
     model: str
     version: str
     stage: str
     promoted: bool
     reason: str
+    compared: dict[str, Scores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,18 @@ from zenml.materializers.base_materializer import BaseMaterializer
 from zenml.metadata.metadata_types import MetadataType
 from zenml.utils import io_utils
 
-from hls_foundry import report as pages
 from hls_foundry.chips.inventory import Inventory
 from hls_foundry.chips.splits import Splits
 from hls_foundry.endpoints.deployed import Deployed
 from hls_foundry.endpoints.inference_test import InferenceTestReport
 from hls_foundry.endpoints.publish import Published
-from hls_foundry.endpoints.test_page import page as test_page
 from hls_foundry.evaluation.evaluate import EvaluationReport
 from hls_foundry.models.bundle import weights_digest
-from hls_foundry.training.curves import curves_png
 from hls_foundry.validation.report import ValidationReport
 from steps.artifacts import BundleFolder, PlacedModels, PromotionRecord, PublishedModel, TrainingHistory
 from steps.encoding import decode, encode
+from steps.lineage import facts_of
+from steps.pictures import page_of
 
 
 class ResultMaterializer(BaseMaterializer):
@@ -56,13 +55,10 @@ class ResultMaterializer(BaseMaterializer):
             file.write(json.dumps(encode(data)))
 
     def save_visualizations(self, data: Any) -> dict[str, VisualizationType]:
-        page = draw(data)
-        if page is None:
-            return {}
-        path = f"{self.uri}/page.html"
-        with self.artifact_store.open(path, "w") as file:
-            file.write(page)
-        return {path: VisualizationType.HTML}
+        return _store_page(self, data)
+
+    def extract_metadata(self, data: Any) -> dict[str, MetadataType]:
+        return facts_of(data)
 
     def compute_content_hash(self, data: Any) -> str | None:
         """Equal content is an equal input to the next step, whichever run made it."""
@@ -94,35 +90,21 @@ class BundleMaterializer(BaseMaterializer):
             fileio.makedirs(self.uri)
             io_utils.copy_dir(str(data.path), self.uri, overwrite=True)
 
+    def save_visualizations(self, data: BundleFolder) -> dict[str, VisualizationType]:
+        return _store_page(self, data)
+
     def extract_metadata(self, data: BundleFolder) -> dict[str, MetadataType]:
-        return {"weights_sha256": weights_digest(data.path)}
+        return facts_of(data)
 
     def compute_content_hash(self, data: BundleFolder) -> str | None:
         return hashlib.sha256((weights_digest(data.path) + (data.path / "model.json").read_text(encoding="utf-8")).encode()).hexdigest()
 
 
-def draw(data: Any) -> str | None:
-    """A self-contained page of `data`, or None where it has nothing to show beyond its values."""
-    if isinstance(data, ValidationReport):
-        return data.docs_html
-    if isinstance(data, EvaluationReport):
-        return data.to_html()
-    if isinstance(data, InferenceTestReport):
-        return test_page(data)
-    if isinstance(data, TrainingHistory):
-        picture = pages.Section("Curves", pages.image(curves_png(data.records), "loss, validation IoU and learning rate"))
-        return pages.page(
-            "Fine-tuning",
-            "Loss, validation IoU and learning rate over optimiser steps.",
-            [picture, pages.Section("Run", pages.facts(data.facts))],
-        )
-    if isinstance(data, Inventory | Splits):
-        columns = [
-            name
-            for name in ("chip", "split", "tile", "date", "width", "height", "positive_share", "nodata_share", "cloud_share")
-            if name in data.table
-        ]
-        rows = [dict(zip(columns, row, strict=True)) for row in data.table[columns].itertuples(index=False, name=None)]
-        title = "Splits" if isinstance(data, Splits) else "Inventory"
-        return pages.page(title, f"{len(rows)} chips", [pages.Section("Chips", pages.table(rows))])
-    return None
+def _store_page(materializer: BaseMaterializer, data: Any) -> dict[str, VisualizationType]:
+    page = page_of(data)
+    if page is None:
+        return {}
+    path = f"{materializer.uri}/page.html"
+    with materializer.artifact_store.open(path, "w") as file:
+        file.write(page)
+    return {path: VisualizationType.HTML}

@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 from zenml import get_step_context, step
 from zenml.model.utils import link_artifact_version_to_model_version
@@ -18,11 +18,12 @@ from hls_foundry.endpoints.settings import AwsSettings
 from hls_foundry.errors import EndpointError
 from hls_foundry.evaluation.evaluate import EvaluationReport, measure
 from hls_foundry.evaluation.metrics import Scores
-from hls_foundry.evaluation.promotion import decide
+from hls_foundry.evaluation.promotion import Promotion, decide
 from hls_foundry.home import foundry_home
 from hls_foundry.inference.predictor import Predictor
 from hls_foundry.models.bundle import load_bundle, unpack_bundle, weights_digest
 from steps.artifacts import BundleFolder, PromotionRecord
+from steps.lineage import record_run, shown
 from steps.materializers import ResultMaterializer
 from steps.model_versions import PRODUCTION, production_version, version_of
 from steps.names import PROMOTION
@@ -38,36 +39,47 @@ def promote(
     """Not cached: what is in production may have changed since the last run."""
     version = version_of(task.name, task.title, weights_digest(bundle.path))
     _link(version)
-    log_metadata(
-        {
-            "test": {
-                "iou": evaluation.test.iou,
-                "miou": evaluation.test.miou,
-                "f1": evaluation.test.f1,
-                "accuracy": evaluation.test.accuracy,
-            },
-            "baseline": {"name": evaluation.baseline.name, "iou": evaluation.baseline.scores.iou},
-            "pretrained": json.loads((bundle.path / "model.json").read_text(encoding="utf-8"))["pretrained"],
-            "task": task.model_dump(mode="json"),
-            "data": data.model_dump(mode="json"),
-        },
-        model_version_id=version.id,
-    )
+    known = _facts(bundle, evaluation)
+    configured = {"task": task.model_dump(mode="json"), "data": data.model_dump(mode="json")}
+    log_metadata(known | configured, model_version_id=version.id)
+    record_run({**known, "model": version.model.name, "version": version.name, "chips": data.source})
     production = production_version(task.name)
+    compared = {f"version {version.name}": evaluation.test, f"{evaluation.baseline.name} baseline": evaluation.baseline.scores}
     if production is not None and production.id == version.id:
-        return _record(version, promoted=True, reason=f"version {version.name} is in production already")
+        decision = Promotion(True, f"version {version.name} is in production already")
+        return _record(version, decision, compared)
     scores = _measure_production(production, on_this_machine(splits, task, data), data) if production else None
     decision = decide(evaluation.test, evaluation.baseline.scores, scores, gate, baseline_name=evaluation.baseline.name)
+    if production and scores:
+        compared[f"version {production.name}, in production before"] = scores
     if decision.promote:
         version.set_stage(PRODUCTION, force=True)
     log_metadata({"promotion": decision.reason}, model_version_id=version.id)
-    return _record(version, promoted=decision.promote, reason=decision.reason)
+    return _record(version, decision, compared)
 
 
-def _record(version: ModelVersionResponse, *, promoted: bool, reason: str) -> PromotionRecord:
-    log.info("promote     %s version %s: %s", version.model.name, version.name, reason)
-    stage = PRODUCTION.value if promoted else (version.stage or "none")
-    return PromotionRecord(model=version.model.name, version=version.name, stage=stage, promoted=promoted, reason=reason)
+def _facts(bundle: BundleFolder, evaluation: EvaluationReport) -> dict[str, Any]:
+    """What the model's version and the run say of the candidate: its scores, and what it was made from."""
+    manifest = json.loads((bundle.path / "model.json").read_text(encoding="utf-8"))
+    test = evaluation.test
+    return shown(
+        {
+            "test": {"iou": test.iou, "miou": test.miou, "f1": test.f1, "accuracy": test.accuracy},
+            "baseline": {"name": evaluation.baseline.name, "iou": evaluation.baseline.scores.iou},
+            "pretrained": manifest["pretrained"],
+            "weights": manifest["weights"],
+            "weights_sha256": weights_digest(bundle.path),
+            "data_fingerprint": manifest["lineage"].get("data_fingerprint"),
+            "code": manifest["lineage"].get("code"),
+        }
+    )
+
+
+def _record(version: ModelVersionResponse, decision: Promotion, compared: dict[str, Scores]) -> PromotionRecord:
+    model, number, reason = version.model.name, version.name, decision.reason
+    log.info("promote     %s version %s: %s", model, number, reason)
+    stage = PRODUCTION.value if decision.promote else (version.stage or "none")
+    return PromotionRecord(model=model, version=number, stage=stage, promoted=decision.promote, reason=reason, compared=compared)
 
 
 def _link(version: ModelVersionResponse) -> None:

@@ -1,6 +1,7 @@
 """model.tar.gz of a promoted version, complete with its test metrics, where deployments find it."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -13,9 +14,10 @@ from hls_foundry.config import TaskConfig
 from hls_foundry.endpoints.publish import Published, publish_bundle
 from hls_foundry.endpoints.settings import PublishSettings
 from hls_foundry.evaluation.evaluate import EvaluationReport
-from hls_foundry.models.bundle import with_metrics
+from hls_foundry.models.bundle import CARD, with_metrics
 from hls_foundry.progress import progress_bar
 from steps.artifacts import BundleFolder, PromotionRecord
+from steps.lineage import record_run
 from steps.materializers import ResultMaterializer
 from steps.names import PUBLISHED
 
@@ -33,10 +35,10 @@ def publish(
     with TemporaryDirectory(prefix="hls-publish-") as folder, progress_bar("publish") as progress:
         final = with_metrics(bundle.path, Path(folder) / "bundle", metrics=evaluation.summary(), version=promotion.version)
         published = publish_bundle(final, publishing, task=task.name, version=promotion.version, progress=progress)
+        published = replace(published, card=(final / CARD).read_text(encoding="utf-8"))
     version = Client().get_model_version(promotion.model, promotion.version)
-    log_metadata(
-        {"uri": published.uri, "sha256": published.sha256, "published_by": get_step_context().pipeline_run.name},
-        model_version_id=version.id,
-    )
+    where = {"uri": published.uri, "sha256": published.sha256}
+    log_metadata({**where, "published_by": get_step_context().pipeline_run.name}, model_version_id=version.id)
+    record_run({"archive": where})
     log.info("publish     %s (sha256 %s)", published.uri, published.sha256[:12])
     return published

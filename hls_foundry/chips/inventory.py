@@ -21,6 +21,7 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from hls_foundry.chips.bands import BANDS
+from hls_foundry.chips.histograms import BandHistograms, count_sorted, empty_counts
 from hls_foundry.chips.layouts import ChipFiles, find_chips
 from hls_foundry.chips.reader import ChipReader, clean_labels, degrees_transformer, open_geotiff, read_pixels, same_crs, tile_of
 from hls_foundry.config import DataConfig, TaskConfig
@@ -45,14 +46,20 @@ EMPTY_ROW: dict[str, Any] = {
 }  # fmt: skip
 """The columns in order, with what stands where a file did not get so far."""
 
+COUNTS = "counts"  # of a chip's sampled pixels by reflectance: for the sum over all chips, not for the table
+
 
 @dataclass(frozen=True, eq=False)
 class Inventory:
-    """`table`: one row a chip, the columns of `EMPTY_ROW`; `image` and `mask` are relative to `root`."""
+    """`table`: one row a chip, the columns of `EMPTY_ROW`; `image` and `mask` are relative to `root`.
+
+    `histograms`: of the sampled pixels of all chips that were read, also those that were left out later; None where nobody counted.
+    """
 
     table: pd.DataFrame
     root: Path
     task: str
+    histograms: BandHistograms | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,20 +84,24 @@ def build_inventory(
     """
     chips = find_chips(root, task.layout)
     rows: list[dict[str, Any]] = [{}] * len(chips)
+    counts = empty_counts()
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="inventory")
     try:
         futures = {pool.submit(describe_chip, chip, root, data): index for index, chip in enumerate(chips)}
         for done, future in enumerate(as_completed(futures), 1):
-            rows[futures[future]] = future.result()
+            row = future.result()
+            counts += row.pop(COUNTS, 0)
+            rows[futures[future]] = row
             if progress:
                 progress(done, len(chips))
     finally:
         pool.shutdown(cancel_futures=True)  # Ctrl-C: what has not begun never does
-    return Inventory(pd.DataFrame(rows, columns=list(EMPTY_ROW)), root, task.name)
+    histograms = BandHistograms(counts, tuple(task.mean), tuple(task.std))
+    return Inventory(pd.DataFrame(rows, columns=list(EMPTY_ROW)), root, task.name, histograms)
 
 
 def describe_chip(chip: ChipFiles, root: Path, data: DataConfig) -> dict[str, Any]:
-    """One row of the inventory. Never raises for what is in the files."""
+    """One row of the inventory, and in `COUNTS` how its pixels are spread. Never raises for what is in the files."""
     row = dict(EMPTY_ROW, chip=chip.name, listed_split=chip.listed_split, tile=tile_of(chip.name))
     row["image"] = chip.image.relative_to(root).as_posix() if chip.image else ""
     row["mask"] = chip.mask.relative_to(root).as_posix() if chip.mask else ""
@@ -223,6 +234,7 @@ def _pixels(reader: ChipReader) -> dict[str, Any]:
         return known
     known["cloud_share"] = float(cloudy(sample).mean())
     sample.sort(axis=1)
+    known[COUNTS] = count_sorted(sample)
     quantiles = [sample[:, round(q * (sample.shape[1] - 1))] for q in (0.02, 0.5, 0.98)]
     statistics = (sample.mean(axis=1, dtype=np.float64), sample.std(axis=1, dtype=np.float64), *quantiles)
     for what, values in zip(("mean", "std", "q02", "q50", "q98"), statistics, strict=True):

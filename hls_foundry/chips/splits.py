@@ -234,7 +234,7 @@ def _leaks_in_tile(table: pd.DataFrame, split: npt.NDArray[Any], neighbouring_da
 def _overlaps(table: pd.DataFrame, split: npt.NDArray[Any] | None, neighbouring_days: int) -> Iterator[Link]:
     """Pairs (with `split`: in two splits) whose footprints share more than 1 % of the smaller one, on dates near or not both known."""
     days = _days(table)
-    shapes = _footprints(table)
+    shapes = footprints(table)
     rows = np.flatnonzero([shape is not None for shape in shapes])
     tree = shapely.STRtree(shapes[rows])
     one, other = rows[tree.query(shapes[rows], predicate="intersects")]
@@ -249,7 +249,7 @@ def _overlaps(table: pd.DataFrame, split: npt.NDArray[Any] | None, neighbouring_
             yield Link(int(a), int(b), f"footprints overlap by {part:.0%}, {_apart(days[a] - days[b])}")
 
 
-def _footprints(table: pd.DataFrame) -> npt.NDArray[Any]:
+def footprints(table: pd.DataFrame) -> npt.NDArray[Any]:
     """Every row's footprint in degrees as a polygon, None without georeferencing.
 
     From grid and CRS: the bounds in degrees of neighbouring UTM chips overlap, the chips do not.

@@ -11,7 +11,7 @@ import base64
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from hls_foundry.endpoints.client import MAX_ATTRIBUTES, Invoker, Reply, format_
 from hls_foundry.endpoints.inbox import S3Inbox
 from hls_foundry.endpoints.replies import judge_polygons, mask_of_npy, mask_of_tiff, problem_of_png
 from hls_foundry.errors import EndpointError
+from hls_foundry.evaluation.evaluate import composite
 from hls_foundry.inference.predictor import Predictor, mask_from_probabilities
 from hls_foundry.models.bundle import load_bundle, unpack_bundle
 
@@ -37,6 +38,8 @@ REPLIES = (GEOJSON, TIFF, NPY, PNG)
 S3_URI = "s3:// in application/json"  # a request format of its own, where there is an S3
 MIN_AGREEMENT = 0.9999
 _OTHERS = (GEOJSON, NPY, PNG)
+PICTURES = 6  # chips whose imagery is kept for the map: those with the most class 1
+PICTURE_SIDE = 384  # pixels, at most
 Mask = npt.NDArray[np.int16]
 Progress = Callable[[int, int], None]
 
@@ -49,6 +52,12 @@ class ChipPrediction:
     grid: Grid
     mask: Mask | None
     collection: dict[str, Any] | None  # the GeoJSON document
+    picture: npt.NDArray[np.uint8] | None = None  # (h, w, 3), SWIR 2, NIR and red of every n-th pixel; of few chips
+
+    @property
+    def found(self) -> int:
+        """Pixels of class 1."""
+        return 0 if self.mask is None else int((self.mask == 1).sum())
 
 
 @dataclass
@@ -239,7 +248,8 @@ class _Test:
             self.report.failures.append(f"chip {name}: larger than one request carries, and there is no S3 to send it through")
         if mask is not None and chip.answered is not None:
             self._score(chip.answered, read_mask(mask))
-        self.report.predictions.append(ChipPrediction(name, scene.grid, chip.answered, chip.collection))
+        self.report.predictions.append(ChipPrediction(name, scene.grid, chip.answered, chip.collection, _picture(scene)))
+        _keep_pictures(self.report.predictions)
 
     def _by_uri(self, chip: _Chip, s3: S3Inbox, replies: Sequence[str]) -> None:
         try:
@@ -312,6 +322,19 @@ class _Test:
         counted = (label >= 0) & (answered >= 0)
         self._hit += int(((answered == 1) & (label == 1) & counted).sum())
         self._union += int((((answered == 1) | (label == 1)) & counted).sum())
+
+
+def _picture(scene: Scene) -> npt.NDArray[np.uint8]:
+    step = -(-max(scene.grid.height, scene.grid.width) // PICTURE_SIDE)
+    return composite(scene.pixels[:, ::step, ::step], (5, 3, 2))
+
+
+def _keep_pictures(predictions: list[ChipPrediction]) -> None:
+    """Drop the imagery of the chip with the least class 1, where more chips have theirs than are drawn."""
+    shown = [number for number, prediction in enumerate(predictions) if prediction.picture is not None]
+    if len(shown) > PICTURES:
+        least = min(shown, key=lambda number: predictions[number].found)
+        predictions[least] = replace(predictions[least], picture=None)
 
 
 def _place(grid: Grid) -> dict[str, Any]:

@@ -33,10 +33,11 @@ LINEAGE = ("training_digest", "data_fingerprint", "code")
 
 @dataclass(frozen=True)
 class Published:
-    """Where a model version's archive lies, and the SHA-256 (hex) of its bytes."""
+    """Where a model version's archive lies, the SHA-256 (hex) of its bytes, and the model card in it (Markdown)."""
 
     uri: str
     sha256: str
+    card: str = ""
 
 
 def publish_bundle(bundle: Path, settings: PublishSettings, *, task: str, version: str, progress: Progress | None = None) -> Published:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import html
-import io
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hls_foundry.report import Section, image
+from hls_foundry.report import Picture, Section, folded, key, note, table
 from hls_foundry.report import page as whole_page
+from hls_foundry.report.picture import BLUE, VERMILLION, drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +27,7 @@ def overview(report: EvaluationReport) -> Figure:
     """The confusion matrix (share of each label) and the chips' IoU beside the baseline's."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     matrix, chips = figure.subplots(1, 2)
     _confusion(matrix, report)
     _against_baseline(chips, report)
@@ -40,19 +39,19 @@ def examples(report: EvaluationReport) -> Figure:
     from matplotlib.figure import Figure
 
     rows = max(len(report.examples), 1)
-    figure = Figure(figsize=(13, 2.9 * rows), layout="constrained")
+    figure = Figure(figsize=(12, 2.62 * rows), layout="constrained")
     axes = figure.subplots(rows, 5, squeeze=False)
-    for row, example in zip(axes, report.examples, strict=False):
+    for number, (row, example) in enumerate(zip(axes, report.examples, strict=False)):
         pictures = (
             ("true colour", example.true_colour),
             ("SWIR 2, NIR, red", example.false_colour),
             ("label", _mask_colours(example.label)),
             ("prediction", _mask_colours(example.prediction)),
-            ("errors", error_map(example)),
+            ("error", error_map(example)),
         )
         for axis, (title, picture) in zip(row, pictures, strict=True):
             axis.imshow(picture, interpolation="nearest")
-            axis.set_title(title, fontsize=9)
+            axis.set_title(title if number == 0 else "", fontsize=10)
             axis.set_xticks([])
             axis.set_yticks([])
         row[0].set_ylabel(f"{example.kind}: IoU {_number(example.iou)}\n{_short(example.chip)}", fontsize=8)
@@ -72,33 +71,32 @@ def error_map(example: Example) -> npt.NDArray[np.uint8]:
 
 
 def sections(report: EvaluationReport) -> list[Section]:
-    """The report's parts: scores, confusion matrix, best, median and worst chip, and every chip; pictures are data URIs."""
+    """The report's parts: scores, best, median and worst chip, confusion matrix and baseline, and every chip."""
     test, baseline = report.test, report.baseline.scores
-    scores = "".join(
-        f"<tr><td>{title}</td><td>{_number(getattr(test, name))}</td><td>{_number(getattr(baseline, name))}</td></tr>"
-        for name, title in (
-            ("iou", f"IoU of {html.escape(report.classes[1])}"), ("miou", "mean IoU"), ("f1", "F1"),
-            ("precision", "precision"), ("recall", "recall"), ("accuracy", "accuracy"),
-        )
-    )  # fmt: skip
-    key = "".join(
-        f'<span style="background:rgb{colour}"></span>{name}'
-        for name, colour in (
-            ("found", FOUND), ("false alarm", FALSE_ALARM), ("missed", MISSED), ("background", BACKGROUND), ("not scored", UNSCORED),
-        )
-    )  # fmt: skip
+    names = {"iou": f"IoU of {report.classes[1]}", "miou": "mean IoU", "f1": "F1", "precision": "precision", "recall": "recall"}
+    names["accuracy"] = "accuracy"
+    index = report.baseline.name
+    scores = [{"score": title, "model": getattr(test, name), index: getattr(baseline, name)} for name, title in names.items()]
     lead = (
-        f"<p>{len(report.chips)} whole chips, through the tiled predictor that serving uses, in {report.seconds:.1f} s. "
-        f"Baseline: {html.escape(report.baseline.name)} with the threshold {report.baseline.threshold:.3f}, "
+        f"<p>{len(report.chips):,} whole chips, through the tiled predictor that serving uses, in {report.seconds:.1f} s. "
+        f"The baseline is the index {index} with the threshold {report.baseline.threshold:.3f}, "
         "chosen on the training chips.</p>"
     )
-    head = f"<thead><tr><th>score</th><th>model</th><th>{html.escape(report.baseline.name)}</th></tr></thead>"
+    colours = {"found": FOUND, "false alarm": FALSE_ALARM, "missed": MISSED, "background": BACKGROUND, "not scored": UNSCORED}
+    gallery: list[str | Picture] = [gallery_picture(report), key(colours)] if report.examples else [note("No chip could be scored.")]
     return [
-        Section("Scores on the test chips", f"{lead}<table>{head}<tbody>{scores}</tbody></table>"),
-        Section("Best, median and worst chip", f'{_picture(examples(report), "test chips")}<p class="key">{key}</p>'),
-        Section("Confusion and chips", _picture(overview(report), "confusion matrix, and IoU of each chip against the baseline's")),
-        Section("Every test chip", f'<div class="scroll">{_chip_table(report)}</div>'),
+        Section("Scores on the test chips", lead + table(scores)),
+        Section("Best, median and worst chip", *gallery),
+        Section("Confusion and chips", drawn(overview(report), "confusion", _alternative(report))),
+        Section("Every test chip", _chip_table(report)),
     ]
+
+
+def gallery_picture(report: EvaluationReport) -> Picture:
+    """`examples` as a picture of a page."""
+    told = "; ".join(f"{example.kind} {example.chip}, IoU {_number(example.iou)}" for example in report.examples)
+    words = f"Test chips in true colour, false colour, with label, prediction and error: {told}"
+    return drawn(examples(report), "chips", words, imagery=True)
 
 
 def page(report: EvaluationReport) -> str:
@@ -123,41 +121,56 @@ def _confusion(axis: Axes, report: EvaluationReport) -> None:
 
 
 def _against_baseline(axis: Axes, report: EvaluationReport) -> None:
+    ours, theirs = report.chips["iou"], report.chips["baseline_iou"]
+    better = ours > theirs
     axis.plot([0, 1], [0, 1], color="#999", linewidth=1)
-    axis.scatter(report.chips["baseline_iou"], report.chips["iou"], s=18, color=[c / 255 for c in MISSED], edgecolor="#333", linewidth=0.4)
-    axis.set_xlim(-0.02, 1.02)
-    axis.set_ylim(-0.02, 1.02)
+    for chosen, colour, marker, word in ((better, BLUE, "o", "model"), (~better & ours.notna(), VERMILLION, "X", report.baseline.name)):
+        label = f"{word} better or equal ({chosen.sum():,})" if word != "model" else f"model better ({chosen.sum():,})"
+        axis.scatter(theirs[chosen], ours[chosen], s=22, color=colour, marker=marker, edgecolor="white", linewidth=0.4, label=label)
+    axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axis.set_xlabel(f"{report.baseline.name}, IoU of one chip")
     axis.set_ylabel("model, IoU of the same chip")
-    axis.set_title("above the line: the model is better")
+    axis.set_title("each test chip", fontsize=10)
+    axis.legend(fontsize=8, loc="lower right")
 
 
 def _chip_table(report: EvaluationReport) -> str:
     chips = report.chips.sort_values("iou", na_position="last", kind="stable").head(MAX_ROWS)
-    names = ["chip", "iou", "baseline_iou", "precision", "recall", "labelled_ha", "predicted_ha", "tp", "fp", "fn"]
-    head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in names)
-    rows = []
-    for row in chips[names].to_dict("records"):
-        cells = [html.escape(str(row["chip"]))]
-        cells += [_number(float(row[name])) for name in names[1:5]]
-        cells += ["–" if math.isnan(row[name]) else f"{row[name]:.1f}" for name in names[5:7]]
-        cells += [f"{int(row[name]):,}" for name in names[7:]]
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     left = len(report.chips) - len(chips)
-    more = f"<p>and {left} more with a better IoU</p>" if left else ""
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{more}"
+    rows = [_chip_row(row, report.baseline.name) for row in chips.to_dict("records")]
+    more = f"<p>and {left:,} more with a better IoU</p>" if left else ""
+    return folded(f"{len(chips):,} chips, the worst first", table(rows) + more)
+
+
+def _chip_row(row: dict[Any, Any], baseline: str) -> dict[str, Any]:
+    rounded = {name: float(f"{row[name]:.3g}") for name in ("iou", "baseline_iou", "precision", "recall", "labelled_ha", "predicted_ha")}
+    return {
+        "chip": row["chip"],
+        "IoU": rounded["iou"],
+        f"{baseline} IoU": rounded["baseline_iou"],
+        "precision": rounded["precision"],
+        "recall": rounded["recall"],
+        "labelled ha": rounded["labelled_ha"],
+        "predicted ha": rounded["predicted_ha"],
+        "found px": int(row["tp"]),
+        "false px": int(row["fp"]),
+        "missed px": int(row["fn"]),
+    }
+
+
+def _alternative(report: EvaluationReport) -> str:
+    (tn, fp), (fn, tp) = report.confusion
+    better = int((report.chips["iou"] > report.chips["baseline_iou"]).sum())
+    return (
+        f"Confusion matrix in pixels: {tp:,} of {report.classes[1]} found, {fn:,} missed, {fp:,} false alarms, {tn:,} background; "
+        f"and IoU of each chip against the baseline's: the model is better on {better} of {len(report.chips)}"
+    )
 
 
 def _mask_colours(mask: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
     colours = np.array([BACKGROUND, (40, 40, 40), UNSCORED], np.uint8)  # indexed by 0, 1 and −1
     picture: npt.NDArray[np.uint8] = colours[mask]
     return picture
-
-
-def _picture(figure: Figure, alternative: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    return image(buffer.getvalue(), alternative)
 
 
 def _number(value: float) -> str:

@@ -50,9 +50,15 @@ PAGE = """<!DOCTYPE html>
 </body></html>"""
 
 STYLE = """
-:root { --line: #dde1e6; --soft: #f4f6f8; --good: #1a7f37; --bad: #b42318 }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1f2328; --faint: #5b6570; --link: #0a58ca;
+  --line: #dde1e6; --soft: #f4f6f8; --good: #1a7f37; --bad: #b42318; --alarm: #fbdbd7 }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #15181c; --ink: #e6e9ec; --faint: #9aa5b1; --link: #6cb2f5;
+    --line: #3a424b; --soft: #22272d; --good: #4cc26a; --bad: #ff8a7a; --alarm: #4d221d }
+}
 * { box-sizing: border-box }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2328; max-width: 1200px; margin: 1.5rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 1200px; margin: 1.5rem auto; padding: 0 1rem }
 h1 { font-size: 1.4rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem }
 h4 { font-size: 1rem } h5 { font-size: .95rem; margin: 0 }
 header { border-left: 6px solid var(--good); background: var(--soft); padding: .8rem 1rem } header.failed { border-color: var(--bad) }
@@ -66,11 +72,12 @@ code { font-size: .85em; overflow-wrap: normal } td.level { white-space: nowrap 
 .ge { font-size: .9rem } .ge [hidden] { display: none }
 .ge-section { border: 1px solid var(--line); margin: 0 0 .8rem } .ge-section .alert { background: var(--soft); padding: .4rem .7rem }
 .ge .show-scrollbars { max-height: 16rem; overflow: auto }
-.badge { background: #e7ebef; border-radius: .3rem; padding: 0 .35rem } .badge-danger { background: #fbdbd7; color: var(--bad) }
-.text-success { color: var(--good) } .text-danger { color: var(--bad) } .text-muted { color: #667 } .text-center { text-align: center }
+.badge { background: var(--soft); border-radius: .3rem; padding: 0 .35rem } .badge-danger { background: var(--alarm); color: var(--bad) }
+.text-success { color: var(--good) } .text-danger { color: var(--bad) } .text-muted { color: var(--faint) }
+.text-center { text-align: center }
 .fas { font-style: normal } .fa-check-circle::before { content: "✔" } .fa-times::before { content: "✘" }
 .fa-exclamation-triangle::before { content: "!" } .collapse { display: none } .collapse:target { display: block }
-.ge .mb-2 p, .ge p { margin: .3rem 0 } .ge a { color: #0a58ca } .ge img { display: none } .row > div { padding: 0 .4rem }
+.ge .mb-2 p, .ge p { margin: .3rem 0 } .ge a { color: var(--link) } .ge img { display: none } .row > div { padding: 0 .4rem }
 """
 
 
