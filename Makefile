@@ -48,7 +48,7 @@ system:  ## what some tests need from Debian (as root): Chromium, Slurm, OpenSSH
 images:  ## the container images, with docker or podman (PIP_CONF=FILE: a pip.conf for an index of yours)
 	@$(PYTHON) -m containers.build $(if $(PIP_CONF),--pip-conf $(PIP_CONF))
 
-# torch apart: its CPU build, whose hashes are in containers/serve/torch.cpu.lock, is not on PyPI.
+# torch apart: its CPU build, whose hashes are in containers/torch.cpu.lock, is not on PyPI.
 LOCK_IMAGE = $(BIN)/uv pip compile --quiet --upgrade --constraints requirements.lock --generate-hashes --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --no-annotate --custom-compile-command "make lock"
 
@@ -56,10 +56,12 @@ lock: install  ## resolve pyproject.toml again into requirements.lock, and the i
 	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-annotate \
 	  --custom-compile-command "make lock" --upgrade -o requirements.lock
 	$(LOCK_IMAGE) pyproject.toml --no-emit-package torch -o containers/serve/requirements.lock
-	grep '^torch==' requirements.lock | $(LOCK_IMAGE) - --no-config -o containers/serve/torch.cuda.lock
+	$(LOCK_IMAGE) pyproject.toml --extra pipelines --extra lora --extra aws --override containers/train/left-out.txt \
+	  --no-emit-package torch -o containers/train/requirements.lock
+	grep '^torch==' requirements.lock | $(LOCK_IMAGE) - --no-config -o containers/torch.cuda.lock
 
-docs: install  ## write docs/configuration.md and docs/hpc-settings.md from the types in the code
-	$(BIN)/python docs/write_configuration.py
+docs: install  ## write the pages that are made from the code: configuration, Slurm settings, architecture, API
+	@for page in configuration architecture api; do $(BIN)/python docs/write_$$page.py || exit 1; done
 
 bench: install  ## the figures of docs/performance.md
 	@for name in training inference validation serving nodes hpc aws; do $(BIN)/python benchmarks/$$name.py || exit 1; done

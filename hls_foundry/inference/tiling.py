@@ -26,6 +26,7 @@ class Axis:
 
     @property
     def extent(self) -> int:
+        """Pixels after padding: at least one tile."""
         return max(self.length, self.tile)
 
     @property

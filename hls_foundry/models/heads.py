@@ -67,6 +67,7 @@ class MapConv(nn.Conv2d):
         super().__init__(channels, out_channels, kernel_size=3, stride=stride, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, h, w, C) → (B, h / stride, w / stride, C')."""
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 

@@ -76,6 +76,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) → (B, t·h·w, D)."""
         b, c, frames, height, width = x.shape
         pt, ph, pw = self.patch_size
         t, h, w = frames // pt, height // ph, width // pw
@@ -129,6 +130,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) → (B, N, D)."""
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, d // self.num_heads)  # (B, N, 3, A, D/A)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # three of (B, A, N, D/A)
@@ -152,6 +154,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) → (B, N, D)."""
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
 
@@ -164,6 +167,7 @@ class DropPath(nn.Module):
         self.share = share
 
     def forward(self, branch: Tensor) -> Tensor:
+        """(B, N, D) → (B, N, D), kept samples scaled by 1 / (1 − share); unchanged outside of training."""
         if not self.training or self.share == 0.0:
             return branch
         keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.share
@@ -182,6 +186,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) → (B, N, D)."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
         return out

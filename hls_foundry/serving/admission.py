@@ -52,6 +52,7 @@ class Admission:
             ticket.reserved = size
 
     def leave(self, ticket: Ticket) -> None:
+        """Give a place back: the request is done."""
         self._free += 1
         self._bytes_free += ticket.reserved
 
@@ -77,6 +78,7 @@ class Ticket:
 
 
 def content_length(request: Request) -> int | None:
+    """Bytes that the request says its body has; None where it does not say, or not in digits."""
     value = request.headers.get("content-length", "")
     return int(value) if value.isdecimal() else None
 

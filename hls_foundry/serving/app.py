@@ -237,7 +237,7 @@ def _add_invocations(app: FastAPI, serving: Serving) -> None:
     async def invocations(
         request: Request, content_type: ContentType = None, accept: Accept = None, attributes: Attributes = None
     ) -> Response:
-        """A scene in, its burn scars or water out."""
+        """A scene in, what the model maps in it out: polygons, a mask, probabilities or a picture."""
         if not serving.ready.is_set():
             raise RequestError(503, "not_ready", "the model is not loaded yet")
         return await serving.invoke(request, ONLY, content_type, accept, attributes)

@@ -8,12 +8,16 @@ from hls_foundry.errors import RequestError
 
 
 class RequestFormat(StrEnum):
+    """Media types that a request's body may have."""
+
     TIFF = "image/tiff"
     JSON = "application/json"
     NPY = "application/x-npy"
 
 
 class ReplyFormat(StrEnum):
+    """Media types that a reply may have."""
+
     GEOJSON = "application/geo+json"
     TIFF = "image/tiff"
     NPY = "application/x-npy"

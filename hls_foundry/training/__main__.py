@@ -16,6 +16,7 @@ from hls_foundry.training.interruption import LAUNCHER_PID, PREEMPTED
 
 
 def main(arguments: list[str]) -> int:
+    """Run one worker of the training whose request file is named. Returns the exit code."""
     if len(arguments) != 1:
         print("usage: python -m hls_foundry.training REQUEST.json", file=sys.stderr)
         return 2

@@ -42,6 +42,7 @@ class Chip:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of image and label together."""
         return self.image.nbytes + self.label.nbytes
 
 
@@ -210,6 +211,7 @@ class Sampler:
 
     @lru_cache(maxsize=4)  # noqa: B019
     def order(self, epoch: int) -> list[int]:
+        """The chips' positions in the order of `epoch` (from 0), the same for the same seed."""
         permutation: list[int] = np.random.default_rng((self.seed, ORDER, epoch)).permutation(self.chips).tolist()
         return permutation
 
@@ -236,12 +238,14 @@ class Batches:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def step(self, step: int) -> StepData:
+        """This process's share of the global batch of `step` (from 0)."""
         draws = self.sampler.draws(step)
         share = len(draws) // (self.processes * self.accumulation)
         first = [(a * self.processes + self.rank) * share for a in range(self.accumulation)]
         return StepData([self.dataset.batch(draws[f : f + share]) for f in first], [self.dataset.names[index] for _, index in draws])
 
     def steps(self, start: int, stop: int) -> Iterator[StepData]:
+        """The shares of `start` to `stop` − 1, the next one prepared while one is in use."""
         upcoming: Future[StepData] | None = None
         for step in range(start, stop):
             data = upcoming.result() if upcoming else self.step(step)

@@ -70,6 +70,10 @@ class Training:
         self.resumed_from = self._resume()
 
     def run(self) -> TrainingResult:
+        """Train from where the last checkpoint stands to the end, and return the result.
+
+        Raises Preempted once everything is saved where a signal asked to stop, TrainingError where the loss is not a number.
+        """
         started = time.monotonic()
         total = self.schedule.total_steps
         with (

@@ -88,6 +88,7 @@ class MetricsLog:
             self._say("step %d of %d: %s", record["step"], self._total, now)
 
     def validation(self, record: dict[str, Any], better: bool) -> None:
+        """Log a validation: `record` has step, miou (0–1 or None), loss and seconds; `better`: the best so far."""
         self._write({"kind": "validation", **record})
         miou = record["miou"] if record["miou"] is not None else float("nan")
         self._validation = f" · mean IoU {miou:.4f}"

@@ -30,6 +30,7 @@ LOOK_S = 5.0
 
 
 def main(arguments: list[str]) -> int:
+    """Run this node's agent until the training ends. Returns the exit code: 0 where it is done or was preempted, else 1."""
     parser = argparse.ArgumentParser(prog="python -m hls_foundry.training.node", description=__doc__)
     parser.add_argument("request", type=Path, help="request.json of the training")
     parser.add_argument("--processes", type=int, required=True, help="workers on this node")

@@ -34,15 +34,18 @@ class WorkerReport:
     signal: int = 0  # that stopped or killed it
 
     def save(self, folder: Path) -> None:
+        """Write it below `folder` as this rank's report."""
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / f"rank-{self.rank}.json", json.dumps(asdict(self)).encode())
 
     @classmethod
     def load(cls, path: Path) -> WorkerReport:
+        """Read what `save` wrote."""
         return cls(**json.loads(path.read_bytes()))
 
     @classmethod
     def of_error(cls, rank: int, error: BaseException) -> WorkerReport:
+        """How a worker ended that raised `error`: preempted, or failed with its trace."""
         state = "preempted" if isinstance(error, Preempted) else "failed"
         number = error.signal_number if isinstance(error, Preempted) else 0
         message = str(error) if isinstance(error, FoundryError | Preempted) else f"{type(error).__name__}: {error}"

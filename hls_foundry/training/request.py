@@ -38,6 +38,7 @@ class TrainingRequest(BaseModel):
     )
 
     def save(self, path: Path) -> None:
+        """Write it to `path`, whole or not at all."""
         write_atomically(path, self.model_dump_json(indent=1).encode())
 
     @classmethod
@@ -95,6 +96,7 @@ class TrainingResult(BaseModel):
     seconds: float = Field(description="of this run, without those before an interruption")
 
     def save(self, folder: Path) -> None:
+        """Write it to `folder`/result.json, whole or not at all."""
         write_atomically(folder / "result.json", self.model_dump_json(indent=1).encode())
 
     @classmethod
@@ -109,4 +111,5 @@ class TrainingResult(BaseModel):
 
 
 def json_line(record: Mapping[str, Any]) -> str:
+    """`record` as one line of JSON without spaces; numbers that are none become NaN and Infinity."""
     return json.dumps(record, separators=(",", ":"), allow_nan=True)

@@ -52,4 +52,5 @@ class Schedule:
         return done % self.validate_every == 0 or done >= self.total_steps
 
     def saves(self, done: int) -> bool:
+        """Whether a checkpoint follows when `done` steps are done."""
         return done % self.checkpoint_every == 0 or done >= self.total_steps

@@ -34,18 +34,22 @@ class RuntimeFault(Exception):
 
 
 def validation(message: str) -> RuntimeFault:
+    """400, as SageMaker refuses a request that is not right."""
     return RuntimeFault(400, "ValidationError", message)
 
 
 def not_found(name: str, account: str) -> RuntimeFault:
+    """400, as SageMaker answers for an endpoint that there is not."""
     return validation(f"Endpoint {name} of account {account} not found.")
 
 
 def too_large(limit: int) -> RuntimeFault:
+    """413, of a body of more than `limit` bytes."""
     return RuntimeFault(413, "", f"HTTP content length exceeded {limit} bytes.")
 
 
 def throttled() -> RuntimeFault:
+    """429, as SageMaker slows a caller down."""
     return RuntimeFault(429, "ThrottlingException", "Rate exceeded")
 
 
@@ -66,6 +70,7 @@ def model_error(order: Order, status: int, text: str) -> RuntimeFault:
 
 
 def timed_out(order: Order) -> RuntimeFault:
+    """424, of a container that did not answer within the time for an invocation."""
     return model_error(
         order, 0, "Your invocation timed out while waiting for a response from container primary. "
         "Review the latency metrics for each container in Amazon CloudWatch, resolve the issue, and try again.",
