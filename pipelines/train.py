@@ -9,6 +9,7 @@ from hls_foundry.endpoints.settings import PublishSettings
 from steps.evaluate import evaluate
 from steps.fine_tune import fine_tune
 from steps.ingest import ingest
+from steps.lineage import record_surroundings
 from steps.promote import promote
 from steps.publish import publish
 from steps.split import split
@@ -17,7 +18,7 @@ from steps.validate import validate
 STEPS = ("ingest", "validate", "split", "fine_tune", "evaluate", "promote", "publish")
 
 
-@pipeline(name="train", enable_cache=True)
+@pipeline(name="train", enable_cache=True, on_success=record_surroundings)
 def train_pipeline(config: FoundryConfig, publishing: PublishSettings, source_fingerprint: str) -> None:
     """`source_fingerprint` changes when the files behind `config.data.source` do, so that cached chips are never stale."""
     inventory = ingest(task=config.task, data=config.data, source_fingerprint=source_fingerprint)

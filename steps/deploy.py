@@ -12,7 +12,9 @@ from hls_foundry.endpoints.local import LocalEndpoints
 from hls_foundry.endpoints.settings import EndpointSettings, LocalSettings, SageMakerSettings
 from hls_foundry.errors import EndpointError
 from hls_foundry.home import foundry_home
+from hls_foundry.revision import code_version
 from steps.artifacts import PlacedModel, PlacedModels
+from steps.lineage import facts_of, record_run
 from steps.materializers import ResultMaterializer
 from steps.names import ENDPOINT
 
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 @step(enable_cache=False, output_materializers=ResultMaterializer)
 def deploy(models: PlacedModels, settings: EndpointSettings) -> Annotated[Deployed, ENDPOINT]:
     endpoint = _on_sagemaker(models, settings) if isinstance(settings, SageMakerSettings) else _on_this_machine(models, settings)
+    record_run({"endpoint": facts_of(endpoint), "code": code_version()})
     log.info("deploy      %s answers with version %s", endpoint.url, endpoint.model_version)
     return endpoint
 

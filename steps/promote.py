@@ -42,7 +42,14 @@ def promote(
     known = _facts(bundle, evaluation)
     configured = {"task": task.model_dump(mode="json"), "data": data.model_dump(mode="json")}
     log_metadata(known | configured, model_version_id=version.id)
-    record_run({**known, "model": version.model.name, "version": version.name, "chips": data.source})
+    record_run(
+        {
+            **{name: known[name] for name in ("test", "baseline", "code")},
+            "model": {"name": version.model.name, "version": version.name},
+            "chips": {"source": data.source, "fingerprint": known["data_fingerprint"]},
+            "weights": {name: known[name] for name in ("weights_sha256", "weights", "pretrained")},
+        }
+    )
     production = production_version(task.name)
     compared = {f"version {version.name}": evaluation.test, f"{evaluation.baseline.name} baseline": evaluation.baseline.scores}
     if production is not None and production.id == version.id:

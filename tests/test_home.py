@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hls_foundry import home
-from hls_foundry.training import fine_tune
+from hls_foundry import home, revision
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +60,11 @@ def test_a_frozen_copy_of_the_code_knows_its_own_root(tmp_path: Path) -> None:
 
 
 def test_a_frozen_copy_names_the_revision_it_was_made_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(fine_tune, "REPOSITORY", tmp_path)
-    assert fine_tune.code_version() == "unknown"
+    monkeypatch.setattr(revision, "REPOSITORY", tmp_path)
+    assert revision.code_version() == "unknown"
     (tmp_path / home.REVISION_FILE).write_text("0123456789ab+changes\n")
-    assert fine_tune.code_version() == "0123456789ab+changes"
+    assert revision.code_version() == "0123456789ab+changes"
+
+
+def test_the_revision_of_a_checkout_has_twelve_digits() -> None:
+    assert revision.code_version() == "unknown" or len(revision.code_version().removesuffix("+changes")) == 12

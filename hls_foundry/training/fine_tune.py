@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import platform
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
@@ -16,15 +14,13 @@ from safetensors.torch import load_file
 
 from hls_foundry.config import DataConfig, InferenceConfig, ModelConfig, TaskConfig, TrainingConfig
 from hls_foundry.errors import TrainingError
-from hls_foundry.home import REPOSITORY, REVISION_FILE
 from hls_foundry.inference.predictor import resolve_precision
 from hls_foundry.models.bundle import BundleManifest, save_bundle
 from hls_foundry.models.segmenter import segmenter_from_architecture
+from hls_foundry.revision import code_version, package_versions
 from hls_foundry.training.launcher import launch
 from hls_foundry.training.request import SCALARS, TrainingRequest, TrainingResult
 from hls_foundry.training.work_folder import claimed
-
-PACKAGES = ("hls-foundry", "torch", "accelerate", "numpy", "rasterio", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ def _manifest(
         "source": config.data.source,
         "code": code_version(),
         "python": platform.python_version(),
-        **{f"package_{name.replace('-', '_')}": metadata.version(name) for name in PACKAGES},
+        **{f"package_{name.replace('-', '_')}": version for name, version in package_versions().items()},
         **lineage,
     }
     weights = result.weights or {}
@@ -132,23 +128,3 @@ def _manifest(
         weights=config.model.weights,
         weights_sha256=weights.get("sha256"),
     )
-
-
-def code_version() -> str:
-    """The Git revision of the working tree, with `+changes` where it has uncommitted ones; `unknown` outside a checkout.
-
-    A copy that was frozen at submission carries that of its origin: it may lie inside another checkout, or its own later state.
-    """
-    frozen = REPOSITORY / REVISION_FILE
-    if frozen.is_file():
-        return frozen.read_text(encoding="utf-8").strip()
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
