@@ -54,6 +54,10 @@ def check_stack(
 
         for finding in check_cluster(definition, lambda line: click.echo(f"     {line}", err=True)):
             yield Check(finding.name, finding.passed, finding.found, finding.remedy)
+    if definition is not None and definition.endpoint and definition.endpoint.target == "container":
+        from cli.doctor_container import check_container
+
+        yield from check_container(definition.endpoint)
     if definition is not None and (definition.publish.bucket or (definition.endpoint and definition.endpoint.target == "sagemaker")):
         from cli.doctor_aws import check_account
 

@@ -6,10 +6,11 @@ from typing import Annotated
 from zenml import get_step_context, step
 
 from hls_foundry.endpoints.client import EndpointClient, Invoker
+from hls_foundry.endpoints.container import container_spec
 from hls_foundry.endpoints.deployed import Deployed
 from hls_foundry.endpoints.inference_test import run_inference_test
 from hls_foundry.endpoints.local import LocalEndpoints
-from hls_foundry.endpoints.settings import EndpointSettings, LocalSettings, SageMakerSettings
+from hls_foundry.endpoints.settings import ContainerSettings, EndpointSettings, LocalSettings, SageMakerSettings
 from hls_foundry.errors import EndpointError
 from hls_foundry.home import foundry_home
 from hls_foundry.revision import code_version
@@ -29,8 +30,9 @@ def deploy(models: PlacedModels, settings: EndpointSettings) -> Annotated[Deploy
     return endpoint
 
 
-def _on_this_machine(models: PlacedModels, settings: LocalSettings) -> Deployed:
+def _on_this_machine(models: PlacedModels, settings: LocalSettings | ContainerSettings) -> Deployed:
     placed = models.first
+    container = container_spec(settings, placed.archive) if isinstance(settings, ContainerSettings) else None
 
     def check(client: EndpointClient) -> None:
         _first_test(placed, client)
@@ -42,6 +44,7 @@ def _on_this_machine(models: PlacedModels, settings: LocalSettings) -> Deployed:
         model_version=placed.model.version,
         port=settings.port,
         check=check,
+        container=container,
     )
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Annotated
 
 from zenml import get_step_context, log_metadata, step
@@ -45,6 +46,7 @@ def test_endpoint(endpoint: Deployed, models: PlacedModels, settings: EndpointSe
     for placed in models.models:
         version = Client().get_model_version(placed.model.model, placed.model.version)
         facts = {key: getattr(endpoint, key) for key in ("name", "target", "url", "kind", "since")}
+        facts |= asdict(container) if (container := getattr(endpoint, "container", None)) else {}
         log_metadata(
             {"endpoint": facts, "inference_test": {**report.summary(), "run": get_step_context().pipeline_run.name}},
             model_version_id=version.id,

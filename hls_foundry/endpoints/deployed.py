@@ -15,7 +15,7 @@ class Deployed(ABC):
     model_version: str  # of several models: "TASK=VERSION TASK=VERSION"
     sha256: str  # of what was deployed
     since: str  # ISO 8601 UTC
-    target: str  # local or sagemaker
+    target: str  # local, container or sagemaker
     kind: str  # realtime, multi_model, async or serverless
 
     @property

@@ -48,10 +48,10 @@ def find_engine(wanted: str | None = None) -> Engine:
         raise EndpointError(f"no container engine: {wanted or 'neither docker nor podman'} is on the PATH: install podman or docker")
     refusals = []
     for name in installed:
-        refusal = _asked([name, "info"])
-        if refusal is None:
+        said = _asked([name, "info"])
+        if said is None:
             return _engine(name)
-        refusals.append(_explained(name, refusal))
+        refusals.append(refusal(name, said))
     raise EndpointError("no container engine that can be used: " + "; ".join(refusals))
 
 
@@ -80,8 +80,9 @@ def _asked(command: Sequence[str]) -> str | None:
     return said if answer.returncode else None
 
 
-def _explained(engine: str, said: str) -> str:
+def refusal(engine: str, said: str) -> str:
+    """What to do about something that the engine did not do, from what it said, in one line."""
     for sign, meaning in _REFUSALS:
         if sign in said.lower():
             return meaning.format(engine=engine)
-    return f"{engine} says: {said.splitlines()[-1][:200]}"
+    return f"{engine} says: {(said.strip() or 'nothing').splitlines()[-1][:200]}"

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hls_foundry
+from hls_foundry.endpoints.control import open_port, taken_over
 from hls_foundry.errors import EndpointError
 
 KILL_AFTER_S = 30.0
-SUN_PATH = 100  # a Unix socket's path has about 108 bytes
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,11 @@ class ServerProcess:
 
     def open_port(self, folder: Path) -> None:
         """Tell it to answer on the public socket that it was started with. Raises EndpointError."""
-        with _control(folder, self.control) as connection:
-            connection.sendall(b"open")
-            if connection.recv(16) != b"ok":
-                raise EndpointError(f"process {self.pid} did not open the endpoint's port: see its log")
+        open_port(folder, self.control)
 
     def public_socket(self, folder: Path) -> socket.socket:
         """The listening socket that it answers on, shared with us. Raises EndpointError."""
-        with _control(folder, self.control) as connection:
-            connection.sendall(b"socket")
-            _, descriptors, _, _ = socket.recv_fds(connection, 16, 1)
-        if not descriptors:
-            raise EndpointError(f"process {self.pid} did not hand over its socket: see its log")
-        return socket.socket(fileno=descriptors[0])
+        return taken_over(folder, self.control)
 
 
 def start_server(
@@ -101,24 +93,6 @@ def start_server(
         )
     process.returncode = 0  # so that Python does not warn of a child that is meant to outlive us
     return ServerProcess(process.pid, born_at(process.pid)[0], control)
-
-
-def _control(folder: Path, name: str) -> socket.socket:
-    """A connection to a control socket, however long the folder's path is."""
-    connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(10)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        path = folder / name
-        connection.connect(str(path) if len(os.fsencode(path)) < SUN_PATH else f"/proc/self/fd/{descriptor}/{name}")
-    except OSError as error:
-        connection.close()
-        raise EndpointError(
-            f"the server of {folder.name} does not answer on its control socket ({error.strerror}): delete the endpoint"
-        ) from None
-    finally:
-        os.close(descriptor)
-    return connection
 
 
 def born_at(pid: int) -> tuple[str, bool]:

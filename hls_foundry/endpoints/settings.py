@@ -101,16 +101,33 @@ class _Target(Part):
         return {"target": cls.model_fields["target"].default, **value} if isinstance(value, dict) else value
 
 
-class LocalSettings(_Target):
-    """A process on this machine. `{task}` in the name is filled with the task's name."""
+class _OnThisMachine(_Target):
+    """What processes and containers have in common. `{task}` in the name is filled with the task's name."""
 
-    target: Literal["local"] = "local"
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9{][a-zA-Z0-9{}_-]{0,62}$")] = "{task}"
     kind: Literal["realtime"] = "realtime"
     port: Annotated[int, Field(ge=1, le=65535)] | None = Field(None, description="none: a free one, kept over redeployments")
 
     def name_for(self, task: str) -> str:
         return self.name.replace("{task}", task)
+
+
+class LocalSettings(_OnThisMachine):
+    """A process on this machine."""
+
+    target: Literal["local"] = "local"
+
+
+class ContainerSettings(_OnThisMachine):
+    """A container on this machine, of docker or podman."""
+
+    target: Literal["container"] = "container"
+    image: Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9._/:@-]{0,254}$")] | None = Field(
+        None, description="name or digest; none: hls-foundry-serve of this version, as make images calls it"
+    )
+    engine: Literal["docker", "podman"] | None = Field(None, description="none: the first that answers")
+    memory_mb: Annotated[int, Field(ge=256)] | None = Field(None, description="it ends with more; none: 2 GB and four times the bundle")
+    cpus: Annotated[float, Field(gt=0)] | None = Field(None, description="none: all")
 
 
 class Autoscaling(Part):
@@ -227,10 +244,12 @@ def _target(value: Any) -> Any:
 
 
 EndpointSettings = Annotated[
-    Annotated[LocalSettings, Tag("local")] | Annotated[SageMakerSettings, Tag("sagemaker")],
-    Discriminator(_target, custom_error_type="unknown_target", custom_error_message="target must be local or sagemaker"),
+    Annotated[LocalSettings, Tag("local")]
+    | Annotated[ContainerSettings, Tag("container")]
+    | Annotated[SageMakerSettings, Tag("sagemaker")],
+    Discriminator(_target, custom_error_type="unknown_target", custom_error_message="target must be local, container or sagemaker"),
 ]
 """Where `deploy` goes, told apart by `target` (default local). ZenML takes it as a parameter's type."""
 
-TARGETS = ("local", "sagemaker")
+TARGETS = ("local", "container", "sagemaker")
 """The tags of that union; pydantic names them among the places of an error."""

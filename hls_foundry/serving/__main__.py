@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hls_foundry.serving", description="Answer scenes over HTTP, as SageMaker asks.")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="serve the model in SM_MODEL_DIR on SAGEMAKER_BIND_TO_PORT")
-    serve.add_argument("--public-fd", type=int, help=argparse.SUPPRESS)  # given by hls_foundry.endpoints.local
+    serve.add_argument("--public-fd", type=int, help=argparse.SUPPRESS)  # these three: given by hls_foundry.endpoints
     serve.add_argument("--check-fd", type=int, help=argparse.SUPPRESS)
     serve.add_argument("--control", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -34,8 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     from hls_foundry.serving.server import Handover, run
 
     handover = None
-    if options.public_fd is not None:
-        handover = Handover(options.public_fd, options.check_fd, options.control)
+    if options.control is not None:
+        handover = Handover(options.control, options.public_fd, options.check_fd)
     return run(handover)
 
 

@@ -1,8 +1,9 @@
 """Runs the application under uvicorn: sockets, signals, draining, and the handover of a public socket between two servers.
 
-The handover is what a redeployment of a local endpoint uses. Two servers share one listening socket: the new one inherits it, is
-checked on a socket of its own, and is told `open` over its control socket; then the old one is told to stop. Connections wait in the
-queue of the one socket all the time, so none is refused or reset.
+The handover is what a redeployment of a local endpoint uses. Two servers share one listening socket: the new one gets it, is checked on
+a socket of its own, and is told `open` over its control socket; then the old one is told to stop. Connections wait in the queue of the
+one socket all the time, so none is refused or reset. A process inherits both sockets. A container, which cannot, is sent them over the
+control socket: they stay those of the host's network, so that the container needs none of its own.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ FORCED = 1
 
 @dataclass(frozen=True)
 class Handover:
-    """How a local endpoint's server is reached: inherited sockets (file descriptors) and the path of its control socket."""
+    """How a local endpoint's server is reached: the path of its control socket, and the sockets that it inherits (file descriptors)."""
 
-    public_fd: int
-    check_fd: int
     control: Path
+    public_fd: int | None = None
+    check_fd: int | None = None
 
 
 class _Listener(uvicorn.Server):
@@ -95,12 +96,13 @@ async def _serve(settings: ServingSettings, handover: Handover | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.stop.set)
     process = _Process(app)
-    if handover is None:
+    if handover is None or handover.check_fd is None:
         await process.listen(bind(settings.host, settings.port))
         log.info("listening host=%s port=%d", settings.host, settings.port)
     else:
         await process.listen(socket.socket(fileno=handover.check_fd))
-        _answer_control(handover, process, loop)
+    if handover is not None:
+        _Control(handover, process, loop).start()
         log.info("started pid=%d: waits for the check before it opens the endpoint's port", os.getpid())
     await serving.stop.wait()
     if serving.failed is not None:
@@ -129,33 +131,50 @@ def bind(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _answer_control(handover: Handover, process: _Process, loop: asyncio.AbstractEventLoop) -> None:
-    """Answer `open` (start to answer on the public socket) and `socket` (hand it over) on the control socket."""
-    public = socket.socket(fileno=handover.public_fd)
-    control = socket.socket(socket.AF_UNIX)
-    handover.control.unlink(missing_ok=True)
-    control.bind(str(handover.control))
-    handover.control.chmod(0o600)
-    control.listen(4)
+class _Control:
+    """The control socket: takes the sockets to answer on (`check`, `public`), opens the public one (`open`), hands it over (`socket`)."""
 
-    def answer() -> None:
+    def __init__(self, handover: Handover, process: _Process, loop: asyncio.AbstractEventLoop) -> None:
+        self._process, self._loop = process, loop
+        self._public = None if handover.public_fd is None else socket.socket(fileno=handover.public_fd)
+        self._listening = socket.socket(socket.AF_UNIX)
+        handover.control.unlink(missing_ok=True)
+        self._listening.bind(str(handover.control))
+        # A container's user is none of the host's: there the folder that holds the socket's keeps others out.
+        handover.control.chmod(0o666 if handover.check_fd is None else 0o600)
+        self._listening.listen(4)
+
+    def start(self) -> None:
+        threading.Thread(target=self._answer, name="control", daemon=True).start()
+
+    def _answer(self) -> None:
         while True:
-            connection, _ = control.accept()
+            connection, _ = self._listening.accept()
             with connection:
                 connection.settimeout(5)
                 try:
-                    command = connection.recv(64)
-                    if command == b"open":
-                        # A copy: the listener closes its own when it stops, and a successor may still ask for the socket.
-                        asyncio.run_coroutine_threadsafe(process.listen(public.dup()), loop).result(5)
-                        log.info("open port=%d", public.getsockname()[1])
-                        connection.sendall(b"ok")
-                    elif command == b"socket":
-                        socket.send_fds(connection, [b"ok"], [public.fileno()])
+                    command, descriptors, _, _ = socket.recv_fds(connection, 64, 1)
+                    self._obey(connection, command, [socket.socket(fileno=number) for number in descriptors])
                 except (OSError, TimeoutError) as error:
                     log.warning("control failed: %s", error)
 
-    threading.Thread(target=answer, name="control", daemon=True).start()
+    def _obey(self, connection: socket.socket, command: bytes, given: list[socket.socket]) -> None:
+        if command == b"check" and given:
+            self._listen(given[0])
+            connection.sendall(b"ok")
+        elif command == b"public" and given:
+            self._public = given[0]
+            connection.sendall(b"ok")
+        elif command == b"open" and self._public is not None:
+            # A copy: the listener closes its own when it stops, and a successor may still ask for the socket.
+            self._listen(self._public.dup())
+            log.info("open port=%d", self._public.getsockname()[1])
+            connection.sendall(b"ok")
+        elif command == b"socket" and self._public is not None:
+            socket.send_fds(connection, [b"ok"], [self._public.fileno()])
+
+    def _listen(self, listening: socket.socket) -> None:
+        asyncio.run_coroutine_threadsafe(self._process.listen(listening), self._loop).result(5)
 
 
 def run(handover: Handover | None = None) -> int:

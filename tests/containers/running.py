@@ -5,13 +5,44 @@ from __future__ import annotations
 import subprocess
 import time
 import uuid
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
+from containers.build import inspect
 from hls_foundry.endpoints.client import EndpointClient
+from hls_foundry.endpoints.engine import find_engine
 from tests.serving.running import free_port
 
 START_S, STOP_S = 60.0, 30
 CONTAINER_PORT = 8080
+MODEL = "/opt/ml/model"
+
+
+def readable(folder: Path) -> Path:
+    """The container's user is another."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
+
+
+def mounted(folder: Path, at: str = MODEL) -> tuple[str, str]:
+    """Options of `engine run`: the folder is there, to be read."""
+    return "--volume", f"{folder}:{at}:ro"
+
+
+@dataclass(frozen=True)
+class Image:
+    """The image under test."""
+
+    engine: str
+    name: str
+
+    def run(self, *options: str, port: int = CONTAINER_PORT, network: bool = True) -> RunningContainer:
+        return RunningContainer(self.engine, self.name, *options, port=port, network=network)
+
+    def tells(self, template: str) -> str:
+        return inspect(find_engine(self.engine), self.name, template)
 
 
 class RunningContainer:

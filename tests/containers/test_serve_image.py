@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
-import subprocess
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -19,64 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from containers.build import ImageError, Order, build, inspect, version
-from hls_foundry.endpoints.engine import find_engine
-from hls_foundry.errors import EndpointError
+from containers.build import version
 from hls_foundry.inference.predictor import Predictor, mask_from_probabilities
 from hls_foundry.models.bundle import load_bundle, pack_bundle
-from tests.conftest import missing
-from tests.containers.running import RunningContainer
-from tests.serving.bundles import tiny_bundle
+from tests.containers.running import Image, mounted, readable
 from tests.serving.scenes import npy, reflectance, scene_tiff
 
 READY_S, SIZE = 6.0, 1.5e9
-MODEL = "/opt/ml/model"
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1200)]  # the first build fetches torch
-
-
-@dataclass(frozen=True)
-class Image:
-    """The image under test."""
-
-    engine: str
-    name: str
-
-    def run(self, *options: str, port: int = 8080, network: bool = True) -> RunningContainer:
-        return RunningContainer(self.engine, self.name, *options, port=port, network=network)
-
-    def tells(self, template: str) -> str:
-        return inspect(find_engine(self.engine), self.name, template)
-
-
-@pytest.fixture(scope="module")
-def image() -> Iterator[Image]:
-    order = Order("serve", tag=f"hls-foundry-serve:test-{os.getpid()}")
-    try:
-        engine = find_engine()
-        build(engine, order)
-    except (EndpointError, ImageError) as error:
-        missing(str(error))
-    yield Image(engine.program, order.reference)
-    subprocess.run([engine.program, "rmi", "--no-prune", order.reference], capture_output=True, check=False)  # the layers stay for the next
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny_bundle(tmp_path_factory.mktemp("bundle") / "model")
-    readable(folder)
-    return folder
-
-
-def readable(folder: Path) -> Path:
-    """The container's user is another."""
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    return folder
-
-
-def mounted(folder: Path, at: str = MODEL) -> tuple[str, str]:
-    return "--volume", f"{folder}:{at}:ro"
 
 
 def test_the_image_is_small_unprivileged_and_says_what_it_is(image: Image) -> None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
@@ -22,6 +21,7 @@ from hls_foundry.endpoints.local import Endpoint, LocalEndpoints
 from hls_foundry.endpoints.process import ServerProcess
 from hls_foundry.errors import EndpointError
 from hls_foundry.models.bundle import load_bundle
+from tests.endpoints.caller import Caller
 from tests.serving.bundles import tiny_bundle
 from tests.serving.running import ROOT, free_port
 from tests.serving.scenes import scene_tiff
@@ -65,40 +65,6 @@ def servers(endpoints: LocalEndpoints) -> list[int]:
         for process in psutil.process_iter(["cmdline", "cwd", "status"])
         if "hls_foundry.serving" in (process.info["cmdline"] or []) and str(endpoints.home) in (process.info["cwd"] or "")
     ]
-
-
-class Caller:
-    """A client that never stops asking, with a kept connection and with new ones; collects what is not a 200."""
-
-    def __init__(self, url: str) -> None:
-        self.url, self.bad, self.digests, self.count = url, [], set(), 0
-        self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._call, args=(keep,)) for keep in (True, False)]
-
-    def _call(self, keep: bool) -> None:
-        body = scene_tiff(64)
-        client = httpx.Client(trust_env=False, timeout=30)
-        while not self._stop.is_set():
-            try:
-                headers = {"Content-Type": "image/tiff"} | ({} if keep else {"Connection": "close"})
-                reply = client.post(f"{self.url}/invocations", content=body, headers=headers)
-                self.count += 1
-                if reply.status_code != 200:
-                    self.bad.append(reply.text)
-                self.digests.add(reply.headers.get("x-amzn-sagemaker-custom-attributes"))
-            except httpx.HTTPError as error:
-                self.bad.append(repr(error))
-        client.close()
-
-    def __enter__(self) -> Caller:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
 
 def test_a_redeployment_keeps_the_address_and_drops_no_request(endpoints: LocalEndpoints, bundles: tuple[Path, Path]) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from hls_foundry.endpoints.settings import AwsSettings, EndpointSettings, LocalSettings, PublishSettings, SageMakerSettings
+from hls_foundry.endpoints.settings import (
+    AwsSettings,
+    ContainerSettings,
+    EndpointSettings,
+    LocalSettings,
+    PublishSettings,
+    SageMakerSettings,
+)
 from hls_foundry.errors import ConfigError
 from stacks.definition import load_stack
 
@@ -26,6 +33,15 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def read(**values: Any) -> LocalSettings | SageMakerSettings:
     return ENDPOINT.validate_python({**LEAST, **values})
+
+
+def test_a_container_has_limits_and_an_image() -> None:
+    settings = ENDPOINT.validate_python({"target": "container", "image": "", "memory_mb": "2048", "cpus": 1.5})
+    assert settings == ContainerSettings(memory_mb=2048, cpus=1.5)
+    assert ENDPOINT.validate_json(settings.model_dump_json(exclude_unset=True)) == settings
+    for wrong in ({"memory_mb": 10}, {"cpus": 0}, {"engine": "runc"}, {"image": "-v"}, {"kind": "async"}):
+        with pytest.raises(ValidationError):
+            ENDPOINT.validate_python({"target": "container", **wrong})
 
 
 def test_without_a_target_it_is_local() -> None:
@@ -96,7 +112,7 @@ def test_empty_text_and_lists_as_text_come_from_variables() -> None:
         ({"aws": {"external_id": "x7"}}, "external_id is for role_arn"),
         ({"aws": {"secret_access_key": "x"}}, "Extra inputs"),
         ({"port": 8080}, "Extra inputs"),
-        ({"target": "azure"}, "target must be local or sagemaker"),
+        ({"target": "azure"}, "target must be local, container or sagemaker"),
     ],
 )
 def test_what_does_not_fit_is_told(values: dict[str, Any], message: str) -> None:
@@ -158,7 +174,7 @@ def test_a_stack_file_names_a_sagemaker_endpoint(tmp_path: Path) -> None:
             f"  {{target: sagemaker, name: x, role: r, image: '{IMAGE}', autoscaling: {{mini: 1}}}}\n",
             r"'endpoint\.autoscaling\.mini': unknown key: did you mean 'min'\?",
         ),
-        ("  {target: azure}\n", "'endpoint': target must be local or sagemaker"),
+        ("  {target: azure}\n", "'endpoint': target must be local, container or sagemaker"),
         ("  {prot: 80}\n", r"'endpoint\.prot': unknown key: did you mean 'port'\?"),
         (f"  {{target: sagemaker, name: x, role: r, image: '{IMAGE}', kind: async}}\n", "'endpoint': async needs output_prefix"),
     ],
