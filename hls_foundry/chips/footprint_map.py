@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KM_PER_DEGREE = 111.32
-WIDTH_IN, HEIGHT_IN = 9.5, 5.6
+WIDTH_IN, TALLEST_IN = 9.5, 5.2
 SMALL_PX = 9  # footprints under this many pixels on the map get a marker, else they would not be seen
 
 
@@ -37,11 +37,12 @@ def footprint_map(table: pd.DataFrame, groups: Sequence[str], styles: Mapping[st
     placed = np.array([shape is not None for shape in shapes], dtype=bool)
     if not placed.any():
         return None
-    figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
-    axes = figure.subplots()
     left, bottom, right, top = _view(shapely.bounds(shapes[placed]))
-    axes.set(xlim=(left, right), ylim=(bottom, top))
-    axes.set_aspect(1 / max(math.cos(math.radians((bottom + top) / 2)), 0.05))
+    aspect = 1 / max(math.cos(math.radians((bottom + top) / 2)), 0.05)
+    height = min((WIDTH_IN - 1) * aspect * (top - bottom) / (right - left), TALLEST_IN)
+    figure = Figure(figsize=(WIDTH_IN, height + 0.8), layout="constrained")  # more for the names of the degrees and the legend
+    axes = figure.subplots()
+    axes.set(xlim=(left, right), ylim=(bottom, top), aspect=aspect)
     labels = np.asarray(groups, dtype=object)
     for group, style in styles.items():
         chosen = placed & (labels == group)
@@ -49,7 +50,7 @@ def footprint_map(table: pd.DataFrame, groups: Sequence[str], styles: Mapping[st
             _draw(axes, shapes[chosen], style, f"{group} ({chosen.sum():,})", (right - left))
     graticule(axes)
     scale_bar(axes)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=len(styles), frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=len(styles), frameon=False, fontsize=9)
     told = ", ".join(f"{(placed & (labels == group)).sum()} {group}" for group in styles)
     missing = f"{(~placed).sum():,} chips without georeferencing are not on the map." if not placed.all() else ""
     where = f"between {degrees(left, 'EW')} and {degrees(right, 'EW')}, {degrees(bottom, 'NS')} and {degrees(top, 'NS')}"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 OUTLINE = "#00E5FF"  # stands out from red, green and brown alike, to the colour-blind as well
 COLUMNS = 3
+CROWD = 60  # chips on the map from which circles are drawn smaller
 
 
 def places_map(predictions: Sequence[ChipPrediction]) -> Picture | None:
@@ -40,7 +41,8 @@ def places_map(predictions: Sequence[ChipPrediction]) -> Picture | None:
     axes.scatter(
         points[empty, 0], points[empty, 1], marker="x", s=24, color=GREY, linewidth=1.2, label=f"nothing found ({empty.sum():,})", zorder=3
     )
-    sizes = 20 + 480 * hectares[~empty] / hectares.max() if (~empty).any() else []
+    largest = 480 * min(1.0, CROWD / len(placed))
+    sizes = 20 + largest * hectares[~empty] / hectares.max() if (~empty).any() else []
     label = f"polygons returned ({(~empty).sum():,}); the larger, the more hectares"
     axes.scatter(points[~empty, 0], points[~empty, 1], s=sizes, color=f"{VERMILLION}80", edgecolor=VERMILLION, label=label, zorder=4)
     middle = float(points[:, 1].mean())
@@ -50,7 +52,7 @@ def places_map(predictions: Sequence[ChipPrediction]) -> Picture | None:
     axes.apply_aspect()
     graticule(axes)
     scale_bar(axes)
-    legend: Any = axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, frameon=False, fontsize=9)
+    legend: Any = figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     for handle in legend.legend_handles:
         handle.set_sizes([30])
     told = f"Map of {len(placed)} test chips: polygons on {(~empty).sum()}, {hectares.sum():,.0f} hectares in all"
@@ -66,7 +68,9 @@ def polygon_gallery(predictions: Sequence[ChipPrediction]) -> Picture | None:
     if not shown:
         return None
     rows = -(-len(shown) // COLUMNS)
-    figure = Figure(figsize=(10.5, 3.75 * rows), layout="constrained")
+    height = 3.95 * rows
+    figure = Figure(figsize=(10.5, height))
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.4 / height, bottom=0.25 / height, wspace=0.04, hspace=0.18)
     panels = list(figure.subplots(rows, COLUMNS, squeeze=False).flat)
     for axes, (prediction, picture) in zip(panels, shown, strict=False):
         _panel(axes, prediction, picture)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from hls_foundry.report import Picture, Section, folded, key, note, table
+from hls_foundry.report import Picture, Section, folded, note, table
 from hls_foundry.report import page as whole_page
 from hls_foundry.report.picture import BLUE, VERMILLION, drawn
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Colour-blind safe (Okabe & Ito 2008).
 FOUND, FALSE_ALARM, MISSED, BACKGROUND, UNSCORED = (0, 158, 115), (213, 94, 0), (86, 180, 233), (235, 235, 235), (150, 150, 150)
+ERRORS = {"found": FOUND, "false alarm": FALSE_ALARM, "missed": MISSED, "background": BACKGROUND, "not scored": UNSCORED}
 MAX_ROWS = 500
 
 
@@ -37,9 +38,12 @@ def overview(report: EvaluationReport) -> Figure:
 def examples(report: EvaluationReport) -> Figure:
     """A row for the best, the median and the worst chip: true colour, false colour, label, prediction, errors."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     rows = max(len(report.examples), 1)
-    figure = Figure(figsize=(12, 2.62 * rows), layout="constrained")
+    height = 2.4 * rows + 0.6
+    figure = Figure(figsize=(12, height))
+    figure.subplots_adjust(left=0.042, right=0.998, top=1 - 0.27 / height, bottom=0.33 / height, wspace=0.03, hspace=0.04)
     axes = figure.subplots(rows, 5, squeeze=False)
     for number, (row, example) in enumerate(zip(axes, report.examples, strict=False)):
         pictures = (
@@ -55,6 +59,8 @@ def examples(report: EvaluationReport) -> Figure:
             axis.set_xticks([])
             axis.set_yticks([])
         row[0].set_ylabel(f"{example.kind}: IoU {_number(example.iou)}\n{_short(example.chip)}", fontsize=8)
+    handles = [Patch(facecolor=f"#{r:02x}{g:02x}{b:02x}", edgecolor="#999", label=name) for name, (r, g, b) in ERRORS.items()]
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=9)
     return figure
 
 
@@ -82,11 +88,10 @@ def sections(report: EvaluationReport) -> list[Section]:
         f"The baseline is the index {index} with the threshold {report.baseline.threshold:.3f}, "
         "chosen on the training chips.</p>"
     )
-    colours = {"found": FOUND, "false alarm": FALSE_ALARM, "missed": MISSED, "background": BACKGROUND, "not scored": UNSCORED}
-    gallery: list[str | Picture] = [gallery_picture(report), key(colours)] if report.examples else [note("No chip could be scored.")]
+    gallery = gallery_picture(report) if report.examples else note("No chip could be scored.")
     return [
         Section("Scores on the test chips", lead + table(scores)),
-        Section("Best, median and worst chip", *gallery),
+        Section("Best, median and worst chip", gallery),
         Section("Confusion and chips", drawn(overview(report), "confusion", _alternative(report))),
         Section("Every test chip", _chip_table(report)),
     ]

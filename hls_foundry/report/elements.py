@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 MAX_ROWS = 1000
-Colour = tuple[int, int, int]
 
 
 def text(value: str) -> str:
@@ -53,12 +52,6 @@ def columns(*bodies: str) -> str:
     return f'<div class="columns">{"".join(f"<div>{body}</div>" for body in bodies)}</div>'
 
 
-def key(colours: Mapping[str, Colour]) -> str:
-    """What the colours of a picture mean."""
-    items = "".join(f'<span style="background:rgb{colour}"></span>{html.escape(name)}' for name, colour in colours.items())
-    return f'<p class="key">{items}</p>'
-
-
 def commands(lines: Sequence[str]) -> str:
     """Commands as they are typed."""
     return f"<pre>{html.escape(chr(10).join(lines))}</pre>"
@@ -76,7 +69,7 @@ def _cell(value: Any, *, right: bool = True) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return f"<td{kind}>–</td>"
     if isinstance(value, float):
-        return f"<td{kind}>{f'{value:,.0f}' if abs(value) >= 10_000 else f'{value:#.4g}'}</td>"
+        return f"<td{kind}>{f'{value:,.0f}' if abs(value) >= 10_000 else f'{value:#.4g}' if right else f'{value:.4g}'}</td>"
     if isinstance(value, int):
         return f"<td{kind}>{value:,}</td>"
     return f"<td>{html.escape(str(value))}</td>"

@@ -29,7 +29,6 @@ figcaption { color: var(--faint); font-size: .9rem; margin-top: .3rem; }
 .wide { overflow-x: auto; } .scroll { max-height: 32rem; overflow: auto; border: 1px solid var(--line); margin: .5rem 0; }
 .scroll table { margin: 0; width: 100%; } .scroll thead th { position: sticky; top: 0; } summary { cursor: pointer; color: var(--link); }
 .columns { display: flex; flex-wrap: wrap; gap: 0 2.5rem; } .columns > * { min-width: 0; }
-.key span { display: inline-block; width: .9em; height: .9em; margin: 0 .35em 0 1em; vertical-align: -.1em; border: 1px solid var(--line); }
 .note { border-left: 4px solid #e69f00; background: var(--soft); padding: .5rem .9rem; }
 code, pre { background: var(--soft); border-radius: .3rem; padding: .1rem .3rem; } pre { padding: .6rem .8rem; overflow-x: auto; }
 """

@@ -114,6 +114,10 @@ def main() -> None:
     sys.stdout = sys.stderr  # what is printed on the way must not get between the answers
     for line in sys.stdin:
         name, arguments = json.loads(line)
+        if name not in COMMANDS:
+            from tests.cli import drawn_runs
+
+            COMMANDS.update(drawn_runs.COMMANDS)
         answer = COMMANDS[name](*arguments)
         print(json.dumps(answer, default=str), file=replies, flush=True)
 

@@ -101,7 +101,10 @@ class Tampering:
         return body
 
 
-def test_an_endpoint_that_serves_its_bundle_passes(server: RunningServer, bundle: Path, chips: pd.DataFrame, root: Path) -> None:
+def test_an_endpoint_that_serves_its_bundle_passes(
+    server: RunningServer, bundle: Path, chips: pd.DataFrame, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hls_foundry.endpoints.inference_test.PICTURES", 2)
     progress: list[tuple[int, int]] = []
     report = run_inference_test(server.client, bundle, chips, root, data=DATA, progress=lambda done, total: progress.append((done, total)))
     assert report.problems() == []
@@ -116,6 +119,8 @@ def test_an_endpoint_that_serves_its_bundle_passes(server: RunningServer, bundle
     assert progress[-1] == (6, 6)
     assert [prediction.chip for prediction in report.predictions] == list(chips["chip"])
     assert all(prediction.mask is not None and prediction.collection is not None for prediction in report.predictions)
+    by_size = sorted(report.predictions, key=lambda prediction: -prediction.found)
+    assert [prediction.picture is not None for prediction in by_size] == [True] * 2 + [False] * 4, "imagery of those with the most class 1"
     assert set(report.summary()) == {"requests", "errors", "agreement", "iou", "p50_ms", "p95_ms"}
 
 
