@@ -12,6 +12,7 @@ from cli.summary import RUN, Summary
 from hls_foundry import report as pages
 from hls_foundry.errors import ConfigError
 from hls_foundry.home import foundry_home
+from hls_foundry.progress import progress_bar
 from hls_foundry.report.picture import write_pictures
 
 if TYPE_CHECKING:
@@ -56,8 +57,9 @@ def show_report(run: str, task: str | None, *, out: Path | None, png: Path | Non
     from cli.session import start_zenml
 
     start_zenml()
-    summary = _summarise(_find(run, task))
-    sections = _sections(summary)
+    with progress_bar("report"):
+        summary = _summarise(_find(run, task))
+        sections = _sections(summary)
     target = out or _folder(summary) / "report.html"
     try:
         _write(target, _page(summary, sections))
