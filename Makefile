@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TASK ?= burn_scars
 
-.PHONY: help install run test test-images lint system images lock docs bench clean
+.PHONY: help install run test test-images lint system images lock docs pictures course figures bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -62,6 +62,12 @@ lock: install  ## resolve pyproject.toml again into requirements.lock, and the i
 
 docs: install  ## write the pages that are made from the code: configuration, Slurm settings, architecture, API
 	@for page in configuration architecture api; do $(BIN)/python docs/write_$$page.py || exit 1; done
+
+course: install  ## run docs/course as a reader would, and compare what it prints (some minutes; Slurm and curl)
+	@$(BIN)/python docs/run_course.py
+
+figures: install  ## docs/course/images, from the synthetic chips (some minutes)
+	@$(BIN)/python docs/draw_course_figures.py
 
 bench: install  ## the figures of docs/performance.md
 	@for name in training inference validation serving nodes hpc aws; do $(BIN)/python benchmarks/$$name.py || exit 1; done
