@@ -274,12 +274,17 @@ def rehearsal() -> None:
 
 
 @rehearsal.command("up")
+@click.option("--containers", is_flag=True, help="Endpoints are containers of the serving image, by docker or podman, not processes.")
+@click.option("--image", metavar="NAME", help="With --containers: another than hls-foundry-serve of this version (make images).")
 @user_errors
-def rehearsal_up() -> None:
+def rehearsal_up(containers: bool, image: str | None) -> None:
     """Start them, and print for a shell how other programs reach them: eval "$(python run.py rehearsal up)"."""
     from cli.rehearsal import up
+    from stacks.aws.rehearsal.engines import default_image
 
-    up()
+    if image and not containers:
+        raise ConfigError("--image is for --containers: add it")
+    up((image or default_image()) if containers else None)
 
 
 @rehearsal.command("status")

@@ -12,13 +12,13 @@ from hls_foundry.home import foundry_home
 from stacks.aws.rehearsal import Rehearsal
 
 
-def up() -> None:
+def up(image: str | None = None) -> None:
     """Start the rehearsal, or say that it is up, and print what a shell has to do for other programs to reach it.
 
-    Only that goes to standard output, for `eval`. Raises EndpointError (one line).
+    `image`: its endpoints are containers of it. Only that goes to standard output, for `eval`. Raises EndpointError (one line).
     """
     rehearsal = Rehearsal(foundry_home(), _tell)
-    rehearsal.up()
+    rehearsal.up(image)
     environment = rehearsal.environment_in(os.environ)
     if others := sorted(name for name in os.environ if name not in environment):
         click.echo(f"unset {' '.join(others)}")  # such as AWS_PROFILE
@@ -59,6 +59,7 @@ def status() -> None:
     if record is None or not rehearsal.running:
         click.echo("no rehearsal of AWS is up: python run.py rehearsal up starts one")
         return
-    click.echo(f"up since {record.started}: S3 and SageMaker at {record.control_url}, invocations at {record.runtime_url}")
+    by = f", endpoints as containers by {record.engine}" if record.engine else ""
+    click.echo(f"up since {record.started}: S3 and SageMaker at {record.control_url}, invocations at {record.runtime_url}{by}")
     for name, state in sorted(rehearsal.endpoints().items()):
         click.echo(f"{name}  {state['status']}  {state['config']}{'  ' + state['reason'] if state['reason'] else ''}")

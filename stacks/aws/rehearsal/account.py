@@ -10,6 +10,7 @@ from typing import Any
 from stacks.aws.rehearsal.credentials import ACCOUNT, KEY_ID, REGION, SECRET
 
 BUCKET, ROLE, REPOSITORY, TAG = "hls-foundry-rehearsal", "hls-foundry-sagemaker", "hls-foundry-serve", "latest"
+IMAGE = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/{REPOSITORY}:{TAG}"
 TRUST = {
     "Version": "2012-10-17",
     "Statement": [{"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}],
@@ -50,5 +51,4 @@ def prepare(url: str) -> Prepared:
         ecr.create_repository(repositoryName=REPOSITORY)
     with suppress(ecr.exceptions.ImageAlreadyExistsException):
         ecr.put_image(repositoryName=REPOSITORY, imageManifest=json.dumps(INDEX), imageTag=TAG)
-    image = f"{ACCOUNT}.dkr.ecr.{REGION}.amazonaws.com/{REPOSITORY}:{TAG}"
-    return Prepared(BUCKET, f"arn:aws:iam::{ACCOUNT}:role/{ROLE}", image)
+    return Prepared(BUCKET, f"arn:aws:iam::{ACCOUNT}:role/{ROLE}", IMAGE)

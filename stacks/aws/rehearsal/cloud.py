@@ -92,6 +92,8 @@ class Cloud:
             self.fetch(uri, archive)
             with tarfile.open(archive) as tar:
                 tar.extractall(folder, filter="data")
+            for path in (folder.parent, folder, *folder.rglob("*")):  # the user of a container is another
+                path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
         except (tarfile.TarError, EOFError, OSError) as error:
             raise BadArchive(uri) from error
         finally:

@@ -1,4 +1,5 @@
-"""A container of a rehearsed endpoint: the project's serving application as a process, with the environment that SageMaker gives.
+"""A container of a rehearsed endpoint: the project's serving application as a process, or the image itself in a container of docker or
+podman, with the environment that SageMaker gives.
 
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html
 """
@@ -11,16 +12,17 @@ import secrets
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
+from stacks.aws.rehearsal import engines
 from stacks.aws.rehearsal.cloud import BadArchive, Cloud, LogStream, NoObject
 from stacks.aws.rehearsal.orders import Order
-from stacks.aws.rehearsal.processes import module_environment
+from stacks.aws.rehearsal.processes import MARK, module_environment
 from stacks.rehearsal.ports import free_ports
 
 PING_S = 0.05
@@ -45,6 +47,8 @@ class Surroundings:
     cloud: Cloud
     control_url: str
     runtime_url: str
+    engine: str = ""
+    """docker or podman; "": containers are rehearsed as processes."""
 
 
 class Container:
@@ -66,6 +70,7 @@ class Container:
 
     async def start(self, seconds: float) -> None:
         """Fetch the model, start the process, and wait until it answers /ping. Raises NotHealthy."""
+        await self._check_image()
         await self._fetch_model()
         await self._spawn()
         try:
@@ -94,6 +99,8 @@ class Container:
                     async with asyncio.timeout(STOP_S if number == signal.SIGTERM else None):
                         await process.wait()
                         break
+        if self._surroundings.engine and self.starts:
+            await asyncio.to_thread(engines.remove, self._surroundings.engine, self._name)
         if self._watch is not None and self._watch is not asyncio.current_task():
             self._watch.cancel()
         await self.log.flush()
@@ -116,15 +123,39 @@ class Container:
         except httpx.TransportError:
             raise Gone from None
 
+    async def kill(self) -> None:
+        """End its process at once, as if it had crashed."""
+        if self._surroundings.engine:
+            await asyncio.to_thread(engines.kill, self._surroundings.engine, self._name)
+        else:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def seen(self, folder: Path) -> str:
+        """One of its folders as its process sees it."""
+        if not self._surroundings.engine:
+            return str(folder)
+        return f"{engines.MODELS}/{folder.relative_to(self.folder / 'models')}"
+
+    @property
+    def _name(self) -> str:
+        return f"hls-rehearsal-{self.id}-{self.starts}"  # a new one for each start: that of before may not be removed yet
+
     @property
     def pid(self) -> int:
         return self.process.pid if self.process is not None else 0
 
     # -- parts of a start
 
+    async def _check_image(self) -> None:
+        engine = self._surroundings.engine
+        if engine and not await asyncio.to_thread(engines.has_image, engine, self.order.image):
+            raise NotHealthy(f"Failed to pull the image {self.order.image}: {engine} on this machine has none of that name.")
+
     async def _fetch_model(self) -> None:
         model = self.folder / "model"
-        await asyncio.to_thread(model.mkdir, parents=True, exist_ok=True)
+        for folder in (model, self.folder / "models"):
+            await asyncio.to_thread(folder.mkdir, mode=0o755, parents=True, exist_ok=True)
         if self.order.multi_model or not self.order.model_data:
             return
         uri = self.order.model_data
@@ -144,8 +175,12 @@ class Container:
     def _environment(self) -> dict[str, str]:
         around, region = self._surroundings, self.order.region
         threads = {name: os.environ[name] for name in ("OMP_NUM_THREADS",) if name in os.environ}
-        return {
+        of_a_process = {
             **module_environment(around.home),
+            "SM_MODEL_DIR": str(self.folder / "model"),  # /opt/ml/model in a container; this machine's /opt is not ours
+        }
+        return {
+            **({MARK: str(around.home)} if around.engine else of_a_process),
             **threads,
             "AWS_REGION": region,
             "AWS_DEFAULT_REGION": region,
@@ -157,18 +192,18 @@ class Container:
             "NO_PROXY": "127.0.0.1",
             **self.order.environment,
             "SAGEMAKER_BIND_TO_PORT": str(self.port),
-            "SM_MODEL_DIR": str(self.folder / "model"),  # /opt/ml/model in a container; this machine's /opt is not ours
-            "HLS_HOST": "127.0.0.1",  # a container has a network of its own; here nobody else is to reach it
+            "HLS_HOST": "127.0.0.1",  # at SageMaker it has a network of its own; here nobody else is to reach it
             **({"SAGEMAKER_MULTI_MODEL": "true"} if self.order.multi_model else {}),
         }
 
     async def _spawn(self) -> None:
         self.port = free_ports(1)[0]
         self.starts += 1
+        command, environment = self._command()
         self.process = await asyncio.create_subprocess_exec(
-            *COMMAND,
+            *command,
             cwd=self.folder,
-            env=self._environment(),
+            env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -179,6 +214,16 @@ class Container:
         await self._hang_up()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         self.http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=None, trust_env=False, limits=limits)
+
+    def _command(self) -> tuple[Sequence[str], Mapping[str, str]]:
+        """What is started, and with which environment."""
+        around, order = self._surroundings, self.order
+        if not around.engine:
+            return COMMAND, self._environment()
+        mounts = {engines.MODELS: self.folder / "models"} if order.multi_model else {engines.MODEL: self.folder / "model"}
+        memory = order.serverless["memory_mb"] if order.serverless else None
+        what = engines.Contained(self._name, order.image, mounts, self._environment(), memory)
+        return engines.run_command(around.engine, around.home, what), dict(os.environ)
 
     async def _answers(self) -> bool:
         """True once /ping says 200; False where the process ends."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -65,8 +62,7 @@ def _add_faults(app: FastAPI, endpoints: Endpoints) -> None:
         fleet = held(wanted).fleet
         for container in fleet.containers if fleet else []:
             if container.healthy:
-                with suppress(ProcessLookupError):
-                    os.kill(container.pid, signal.SIGKILL)
+                await container.kill()
                 return {"pid": container.pid}
         raise HTTPException(409, f"endpoint {wanted['endpoint']} has no healthy container")
 

@@ -26,6 +26,7 @@ from typing import IO
 from hls_foundry.errors import EndpointError
 from stacks.aws.rehearsal.account import Prepared, prepare
 from stacks.aws.rehearsal.credentials import KEY_ID, REGION, SECRET
+from stacks.aws.rehearsal.engines import ENGINE, engine_environment, engine_with, forget_image, remove_all
 from stacks.aws.rehearsal.faults import Faults
 from stacks.aws.rehearsal.link import call
 from stacks.aws.rehearsal.processes import end_all, listen, marked, start_module
@@ -89,17 +90,22 @@ class Rehearsal:
 
     # -- start and stop
 
-    def up(self) -> None:
+    def up(self, image: str | None = None) -> None:
         """Start it and return when it answers; one that is up already stays as it is. Raises EndpointError (one line).
+
+        `image`: of docker or podman on this machine; endpoints are then containers of it, otherwise processes of this environment.
 
         A runtime that has died alone is started again, with its endpoints. What is left of a rehearsal that is gone otherwise is removed
         first; a start that fails or is interrupted leaves nothing.
         """
         if importlib.util.find_spec("moto") is None:
             raise EndpointError("the rehearsal needs moto, which is not installed: pip install 'moto[s3,server]' (or: make install)")
+        engine = engine_with(image) if image else ""
         with self._locked():
             found = self._readable()
             if found and found.complete and _alive(found.control):
+                if engine and not found.engine:
+                    raise EndpointError("the rehearsal is up, with processes: python run.py rehearsal down, then up --containers")
                 if not _alive(found.runtime):
                     self._restart_runtime(found)
                 self.say(f"the rehearsal is up already, since {found.started}")
@@ -107,11 +113,12 @@ class Rehearsal:
             if self._remove():
                 self.say("removed what was left of a rehearsal that is gone, with its buckets and endpoints")
             try:
-                record = self._start()
+                record = self._start(engine)
             except BaseException:
                 self._remove(keep_logs=True)
                 raise
-        self.say(f"the rehearsal is up: S3 and SageMaker at {record.control_url}, invocations at {record.runtime_url}")
+        by = f", endpoints as containers by {engine}" if engine else ""
+        self.say(f"the rehearsal is up: S3 and SageMaker at {record.control_url}, invocations at {record.runtime_url}{by}")
 
     def down(self) -> None:
         """Stop it with all its endpoints, and forget its buckets; safe to repeat."""
@@ -130,10 +137,10 @@ class Rehearsal:
 
     # -- parts of a start
 
-    def _start(self) -> Record:
+    def _start(self, engine: str) -> Record:
         with listen() as control, listen() as runtime:
             ports = (control.getsockname()[1], runtime.getsockname()[1])
-            record = Record(datetime.now(UTC).isoformat(timespec="seconds"), *ports)
+            record = Record(datetime.now(UTC).isoformat(timespec="seconds"), *ports, engine=engine)
             write_record(self.home, record)
             record = replace(record, control=start_module(CONTROL, control, self.home, {"HLS_REHEARSAL_RUNTIME": record.runtime_url}))
             write_record(self.home, record)
@@ -146,7 +153,8 @@ class Rehearsal:
 
     def _start_runtime(self, record: Record, listening: socket.socket) -> Record:
         threads = {} if self._threads is None else {"OMP_NUM_THREADS": str(self._threads)}
-        settings = {"HLS_REHEARSAL_CONTROL": record.control_url, **threads}
+        containers = {ENGINE: record.engine, **engine_environment()} if record.engine else {}
+        settings = {"HLS_REHEARSAL_CONTROL": record.control_url, **threads, **containers}
         record = replace(record, runtime=start_module(RUNTIME, listening, self.home, settings))
         write_record(self.home, record)
         return record
@@ -154,6 +162,8 @@ class Rehearsal:
     def _restart_runtime(self, record: Record) -> None:
         """Start the runtime on its port; the control plane tells it what to run. Its containers of before are ended first."""
         end_all(self.home, but=record.control)
+        if record.engine:
+            remove_all(record.engine, self.home)
         shutil.rmtree(self.home / "containers", ignore_errors=True)
         with listen(record.runtime_port) as listening:
             record = self._start_runtime(record, listening)
@@ -180,6 +190,9 @@ class Rehearsal:
     def _remove(self, *, keep_logs: bool = False) -> bool:
         """End every process and remove every file; whether there were any."""
         there = end_all(self.home) > 0 or (self.home / "rehearsal.json").exists()
+        if (found := self._readable()) and found.engine:
+            remove_all(found.engine, self.home)
+            forget_image(found.engine)
         shutil.rmtree(self.home / "containers", ignore_errors=True)
         for path in [*self.home.glob("*rehearsal.json*"), *([] if keep_logs else self.home.glob("*.log"))]:
             path.unlink(missing_ok=True)

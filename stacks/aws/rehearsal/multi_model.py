@@ -62,7 +62,7 @@ class LoadedModels:
             ) from None
         except BadArchive:
             raise validation(f"Failed to extract model data archive ({uri}): it is not a valid tar.gz archive.") from None
-        body = json.dumps({"model_name": name, "url": str(folder)}).encode()
+        body = json.dumps({"model_name": name, "url": self._container.seen(folder)}).encode()
         while True:
             reply = await self._container.post("/models", body, {"content-type": "application/json"}, seconds)
             if reply.status_code != MEMORY_SHORT or not self._names:

@@ -18,6 +18,7 @@ class Order:
     """Name of the endpoint configuration."""
     variant: str
     model: str
+    image: str
     model_data: str
     """s3://BUCKET/KEY of model.tar.gz; for a multi-model endpoint the prefix under which its archives lie; "" for none."""
     environment: dict[str, str]

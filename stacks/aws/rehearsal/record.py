@@ -24,6 +24,8 @@ class Record:
     control: Process | None = None
     runtime: Process | None = None
     complete: bool = False
+    engine: str = ""
+    """docker or podman, where endpoints are containers; "": they are processes."""
 
     @property
     def control_url(self) -> str:
@@ -41,7 +43,7 @@ def read_record(folder: Path) -> Record | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         held = {name: content[name] for name in ("started", "control_port", "runtime_port", "complete")}
         control, runtime = (Process(**content[name]) if content[name] else None for name in ("control", "runtime"))
-        return Record(**held, control=control, runtime=runtime)
+        return Record(**held, control=control, runtime=runtime, engine=str(content.get("engine", "")))
     except FileNotFoundError:
         return None
     except OSError as error:

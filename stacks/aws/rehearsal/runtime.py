@@ -28,6 +28,7 @@ from stacks.aws.rehearsal.containers import Surroundings
 from stacks.aws.rehearsal.control_routes import add_control_routes
 from stacks.aws.rehearsal.credentials import ACCOUNT, Caller, Verdict, caller_of, refusal
 from stacks.aws.rehearsal.endpoints import Endpoints
+from stacks.aws.rehearsal.engines import ENGINE
 from stacks.aws.rehearsal.link import PREFIX
 from stacks.aws.rehearsal.orders import Order
 from stacks.aws.rehearsal.wire import RuntimeFault, model_error, throttled, to_container, too_large, validation
@@ -160,7 +161,7 @@ def main(arguments: list[str]) -> int:
     listening, folder = socket.socket(fileno=int(arguments[0])), Path(arguments[1])
     control = os.environ["HLS_REHEARSAL_CONTROL"]
     host, port = listening.getsockname()
-    app = create_app(Surroundings(folder, Cloud(control), control, f"http://{host}:{port}"))
+    app = create_app(Surroundings(folder, Cloud(control), control, f"http://{host}:{port}", os.environ.get(ENGINE, "")))
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1, timeout_keep_alive=75)
     uvicorn.Server(config).run(sockets=[listening])
     return 0

@@ -246,6 +246,7 @@ class SageMakerApi(SageMakerResponse):
             config=config_name,
             variant=variant["VariantName"],
             model=model.model_name,
+            image=str(container.get("Image", "")),
             model_data=checks.model_data(container),
             environment=dict(container.get("Environment") or {}),
             multi_model=container.get("Mode") == "MultiModel",
