@@ -107,18 +107,20 @@ def main(
     chosen = pipeline or DEFAULT_PIPELINE.get(stack, "all")
     if detach and stack not in ("hpc", "aws-managed"):
         raise ConfigError("--detach needs a cluster (--stack hpc) or aws-managed: this stack's runs live in this process")
+    if detach and json_file:
+        raise ConfigError("--json is written when the run has ended: leave out --detach")
     if dry_run:
         from hls_foundry.chips.sources import source_fingerprint
 
         source_fingerprint(settings.data.source, settings.task)
-        click.echo(
-            f"would run pipeline '{chosen}' of task '{settings.task.name}' on stack '{stack}' with chips from {settings.data.source}"
-        )
+        line = f"would run pipeline '{chosen}' of task '{settings.task.name}' on stack '{stack}' with chips from {settings.data.source}"
+        click.echo(line, err=json_file is not None)
         return
     from cli.execute import execute
-    from cli.summary import write
+    from cli.summary import standard_output_for, write
 
-    summary = execute(definition, settings, chosen, use_cache=not no_cache, detach=detach, rehearsed=rehearse)
+    with standard_output_for(json_file):
+        summary = execute(definition, settings, chosen, use_cache=not no_cache, detach=detach, rehearsed=rehearse)
     if summary is not None:
         write(summary, json_file)
         sys.exit(summary.exit_code)
@@ -178,8 +180,8 @@ def logs(run: str | None, step: str | None, follow: bool) -> None:
 
 @main.command()
 @click.argument("run", default="latest")
-@click.option("--task", help="With 'latest': the latest run of this task.  [default: of any]")
-@click.option("--out", type=click.Path(path_type=Path), help="FILE.html.  [default: runs/RUN/report.html in the home folder]")
+@click.option("--task", metavar="NAME", help="With 'latest': the latest run of this task.  [default: of any]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="HTML.  [default: runs/RUN/report.html in the home folder]")
 @click.option("--png", type=click.Path(path_type=Path), metavar="FOLDER", help="Write each picture there as a PNG file, too.")
 @user_errors
 def report(run: str, task: str | None, out: Path | None, png: Path | None) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,13 +195,47 @@ def lines(summary: Summary) -> list[str]:
         ]
     if summary.problem is not None:
         where = f" in step {summary.failed_step}" if summary.failed_step else ""
-        run = summary.runs[-1]["name"] if summary.runs else ""
-        out += ["", click.style(f"error{where}: {summary.problem}", fg="red")]
-        if run and summary.timings:  # a submission that failed left no log
-            out.append(f"  its log: {RUN} logs {run}" + (f" --step {summary.failed_step}" if summary.failed_step else ""))
-        if summary.slurm and summary.failed_step:
-            out += [f"  {line}" for line in cost.advice(summary.slurm[-1], summary.failed_step, summary.stack, str(summary.problem))]
+        out += ["", click.style(f"error{where}: {summary.problem}", fg="red"), *(f"  {line}" for line in _what_next(summary))]
     return out
+
+
+def _what_next(summary: Summary) -> list[str]:
+    """Of a failed run: where its log is, and what to type next."""
+    from cli import cost
+
+    run, step = summary.runs[-1]["name"] if summary.runs else "", summary.failed_step
+    told = []
+    if run and summary.timings:  # a submission that failed left no log
+        told.append(f"its log: {RUN} logs {run}" + (f" --step {step}" if step else ""))
+    if summary.slurm and step:
+        told += cost.advice(summary.slurm[-1], step, summary.stack, str(summary.problem))
+    else:
+        if not isinstance(summary.problem, FoundryError):  # nothing that a user did: perhaps something is missing here
+            told.append(f"check: {RUN} doctor --stack {summary.stack}")
+        told.append(f"next: {cost.MENDED}")
+    return [*told, f"again: {typed()}"]
+
+
+def typed() -> str:
+    """The command that runs, as it was typed."""
+    return shlex.join([*RUN.split(), *sys.argv[1:]])
+
+
+@contextmanager
+def standard_output_for(json_file: Path | None) -> Iterator[None]:
+    """While the body runs with `--json -`, whatever writes to standard output, in child processes too, goes to standard error."""
+    if json_file is None or str(json_file) != "-":
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _figure(value: float | None) -> str:

@@ -29,7 +29,7 @@ def in_production(task: str) -> tuple[PublishedModel, Splits]:
     version = production_version(task)
     if version is None:
         raise EndpointError(
-            f"no version of model '{task}' is in production: run --pipeline train first; "
+            f"no version of model '{task}' is in production: train one first (python run.py --task {task} --pipeline train); "
             "if its model was not promoted, the line 'promote' above says why"
         )
     facts = version.run_metadata

@@ -16,6 +16,9 @@ from hls_foundry.errors import TrainingError
 from hls_foundry.models.segmenter import Segmenter
 from hls_foundry.training.data import IGNORE, Batch
 
+MOST_NAMES = 8
+"""Chips that an error names."""
+
 SMOOTH = 1.0
 """Added to numerator and denominator of Dice, in pixels: an absent class that is nowhere predicted costs nothing."""
 
@@ -115,5 +118,6 @@ def require_finite(what: str, value: float, step: int, chips: Sequence[str]) -> 
     """`value`, or TrainingError naming the chips of the batch where it is NaN or infinite."""
     if math.isfinite(value):
         return value
-    names = ", ".join(dict.fromkeys(chips))
+    batch = list(dict.fromkeys(chips))
+    names = ", ".join(batch[:MOST_NAMES]) + (f" and {len(batch) - MOST_NAMES} more" if len(batch) > MOST_NAMES else "")
     raise TrainingError(f"{what} is {value} at step {step}, on the chips {names}: look at their pixels, or lower training.learning_rate")

@@ -30,6 +30,7 @@ def run(*arguments: str, home: Path, **environment: str) -> subprocess.Completed
         (("--stack", "aws-managed"), "export HLS_AWS_TRAIN_ROLE"),
         (("--rehearse",), "--rehearse rehearses AWS: use it with --stack aws"),
         (("--detach",), "--detach needs a cluster"),
+        (("--stack", "hpc", "--site", "cpu", "--detach", "--json", "x"), "leave out --detach"),
         (("--stack", "hpc", "--site", "jurecca"), "known sites: cpu, gpu, jureca, rehearsal"),
         (("--stack", "hpc", "--site", "rehearsal"), "python run.py cluster up"),
         (("--site", "cpu"), "stack 'local' has no sites"),
