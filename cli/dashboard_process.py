@@ -28,13 +28,14 @@ from urllib.request import ProxyHandler, build_opener
 
 import psutil
 
+from cli.session import deferred_signals
 from hls_foundry.errors import ConfigError, FoundryError
 from hls_foundry.home import REPOSITORY, foundry_home
 
 HOST = "127.0.0.1"
 KEY = "HLS_DASHBOARD_KEY"
 SERVER_MODULES = ("fastapi", "uvicorn", "jwt", "multipart", "secure")
-READY_S, STOP_S = 120.0, 15.0
+READY_S, BUSY_S, STOP_S = 120.0, 30.0, 15.0
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,11 @@ class DashboardServer:
         _check_installed()
         with self._locked():
             known = self.running()
-            if known and port in (None, known.port) and known.answers():
+            if known and port in (None, known.port) and _answers_within(known, BUSY_S):
                 return known
             self._stop(known)
             former = self._read()
-            with _listen(port, former.port if former else None) as listening:
+            with _listen(port, former.port if former else None) as listening, deferred_signals():  # until it is on file
                 dashboard = self._launch(listening, stores, former.key if former else secrets.token_urlsafe(16))
             self._await(dashboard)
             return dashboard
@@ -153,14 +154,13 @@ class DashboardServer:
         }
 
     def _await(self, dashboard: Dashboard) -> None:
-        deadline = time.monotonic() + READY_S
-        while not dashboard.answers():
-            if dashboard.process() is None:
-                raise FoundryError(f"the dashboard's server ended: {self._last_words()} (log: {self.folder / 'server.log'})")
-            if time.monotonic() > deadline:
-                self._stop(dashboard)
-                raise FoundryError(f"the dashboard does not answer after {READY_S:g} s: see {self.folder / 'server.log'}")
-            time.sleep(0.2)
+        if _answers_within(dashboard, READY_S):
+            return
+        log = self.folder / "server.log"
+        if dashboard.process() is None:
+            raise FoundryError(f"the dashboard's server ended: {self._last_words()} (log: {log})")
+        self._stop(dashboard)
+        raise FoundryError(f"the dashboard does not answer after {READY_S:g} s: see {log}")
 
     def _stop(self, dashboard: Dashboard | None) -> None:
         process = dashboard.process() if dashboard else None
@@ -201,6 +201,16 @@ class DashboardServer:
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _answers_within(dashboard: Dashboard, seconds: float) -> bool:
+    """Whether it answers in time; False at once where its process ends."""
+    deadline = time.monotonic() + seconds
+    while not dashboard.answers():
+        if dashboard.process() is None or time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _check_installed() -> None:

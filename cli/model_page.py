@@ -112,7 +112,7 @@ def _row(version: Version) -> dict[str, Any]:
         "made (UTC)": f"{version.created:%Y-%m-%d %H:%M}",
         **{label: test.get(key) for key, label in (("iou", "test IoU"), ("miou", "mean IoU"), ("f1", "F1"))},
         "baseline IoU": known.get("baseline", {}).get("iou"),
-        "archive": known.get("uri", "not published"),
+        "published": "uri" in known,
         "decision": known.get("promotion", ""),
     }
 

@@ -118,6 +118,7 @@ def test_runs_go_on_beside_it_and_it_shows_them(session: Session, dashboard: dic
     assert again["out"].startswith(f"{LATER}  failed\n  {origin(dashboard)}/"), "the latest run first, from the same server"
     assert f"\n{RUN}  failed\n" in again["out"]
     assert session.run("dashboard", "--run", RUN, "--no-open")["out"].startswith(RUN)
+    assert "no run 'nothing': python run.py status lists them" in session.run("dashboard", "--run", "nothing")["err"]
     assert session.ask("store") == before
 
 
@@ -131,7 +132,7 @@ def test_a_summary_has_the_address_of_the_run(session: Session, dashboard: dict[
 def test_the_model_page_is_drawn_from_the_store(dashboard: dict[str, Any], browser: OpenerDirector) -> None:
     with browser.open(origin(dashboard) + "/hls/models/burn_scars", timeout=30) as reply:
         page = reply.read().decode()
-    for said in ("2 versions", "0.910", "passes &lt;the&gt; gate", "/published/2/model.tar.gz", "<td>deleted</td>", "not published"):
+    for said in ("2 versions", "0.910", "passes &lt;the&gt; gate", "/published/2/model.tar.gz", "<td>deleted</td>", "<td>no</td>"):
         assert said in page
     assert re.search(rf'<a href="/projects/default/runs/[0-9a-f-]{{36}}">{RUN}</a>', page)
     with browser.open(origin(dashboard) + "/hls/models", timeout=30) as reply:
