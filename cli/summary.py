@@ -195,7 +195,8 @@ def lines(summary: Summary) -> list[str]:
         ]
     if summary.problem is not None:
         where = f" in step {summary.failed_step}" if summary.failed_step else ""
-        out += ["", click.style(f"error{where}: {summary.problem}", fg="red"), *(f"  {line}" for line in _what_next(summary))]
+        reason = str(summary.problem).removeprefix(f"{summary.failed_step}: ")  # of jobs elsewhere it begins with the step
+        out += ["", click.style(f"error{where}: {reason}", fg="red"), *(f"  {line}" for line in _what_next(summary))]
     return out
 
 

@@ -45,6 +45,10 @@ def test_of_what_nobody_foresaw_the_stack_is_checked_first() -> None:
     assert told[2] == f"  check: {RUN} doctor --stack local"
 
 
+def test_the_step_is_named_once() -> None:
+    assert ending("aws-managed", EndpointError("deploy: no such role"))[0] == "error in step deploy: no such role"
+
+
 def test_without_a_run_no_log_is_named() -> None:
     assert not any("its log" in line for line in ending("local", EndpointError("x"), started=False))
 
