@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 import uuid
@@ -11,6 +12,8 @@ from types import TracebackType
 
 from containers.build import inspect
 from hls_foundry.endpoints.client import EndpointClient
+from hls_foundry.endpoints.container import SHARED
+from hls_foundry.endpoints.control import SOCKET, hand_over, open_port
 from hls_foundry.endpoints.engine import find_engine
 from tests.serving.running import free_port
 
@@ -38,25 +41,45 @@ class Image:
     engine: str
     name: str
 
-    def run(self, *options: str, port: int = CONTAINER_PORT, network: bool = True) -> RunningContainer:
-        return RunningContainer(self.engine, self.name, *options, port=port, network=network)
+    def run(self, *options: str, port: int = CONTAINER_PORT, network: bool = True, control: Path | None = None) -> RunningContainer:
+        return RunningContainer(self.engine, self.name, *options, port=port, network=network, control=control)
 
     def tells(self, template: str) -> str:
         return inspect(find_engine(self.engine), self.name, template)
 
 
 class RunningContainer:
-    """`engine run … image` with no rights at all and nothing to write to but /tmp; a context manager that leaves no container behind."""
+    """`engine run … image` with no rights at all and nothing to write to but /tmp; a context manager that leaves no container behind.
 
-    def __init__(self, engine: str, image: str, *options: str, port: int = CONTAINER_PORT, network: bool = True) -> None:
+    `control`: an empty folder; the container then gets its one port handed over through it, as a local endpoint does.
+    """
+
+    def __init__(
+        self, engine: str, image: str, *options: str, port: int = CONTAINER_PORT, network: bool = True, control: Path | None = None
+    ) -> None:
         self.engine, self.name = engine, f"hls-test-{uuid.uuid4().hex[:12]}"
         self.port = free_port()
         published = ("--publish", f"127.0.0.1:{self.port}:{port}") if network else ("--network", "none")
         confined = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
         # Two torch threads would fight with the other tests on this machine's two cores.
         self.started = time.monotonic()
-        self.command("run", "--detach", "--name", self.name, *confined, *published, "--env", "OMP_NUM_THREADS=1", *options, image, "serve")
+        given = ("run", "--detach", "--name", self.name, *confined, *published, "--env", "OMP_NUM_THREADS=1", *options)
+        if control is None:
+            self.command(*given, image, "serve")
+        else:
+            control.chmod(0o777)
+            self.command(*given, "--volume", f"{control}:{SHARED}", image, "serve", "--control", f"{SHARED}/{SOCKET}")
+            self._hand_over(control)
         self.client = EndpointClient(f"http://127.0.0.1:{self.port}", timeout=60)
+
+    def _hand_over(self, control: Path) -> None:
+        while not (control / SOCKET).exists():
+            assert self.is_running(), self.log()
+            assert time.monotonic() < self.started + START_S, self.log()
+            time.sleep(0.02)
+        with socket.create_server(("127.0.0.1", self.port)) as public, socket.create_server(("127.0.0.1", 0)) as check:
+            hand_over(control, SOCKET, public=public, check=check)
+        open_port(control, SOCKET)
 
     def command(self, *arguments: str) -> str:
         """The engine's output."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -191,6 +192,13 @@ def test_an_image_that_is_not_here_or_for_another_processor(image: Image, bundle
     monkeypatch.setattr(platform, "machine", lambda: "s390x")
     with pytest.raises(EndpointError, match=r"is for a.*64, this machine is s390x"):
         container_spec(ContainerSettings(image=image.name, engine=image.engine), bundle)  # type: ignore[arg-type]
+
+
+def test_a_port_that_is_taken(endpoints: LocalEndpoints, image: Image, spec: ContainerSpec, bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(EndpointError, match="cannot be used") as refusal:
+        endpoints.deploy(NAME, bundle, sha256="0" * 64, model_version="1", port=taken.getsockname()[1], container=spec)
+    assert "\n" not in str(refusal.value)
+    assert containers(image) == []
 
 
 def test_run_py_deploys_tests_asks_and_deletes_it(image: Image, tmp_path: Path) -> None:

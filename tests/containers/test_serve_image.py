@@ -7,18 +7,24 @@ import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from containers.build import version
+from hls_foundry.config import DataConfig
+from hls_foundry.endpoints.client import EndpointClient, Reply
+from hls_foundry.endpoints.inference_test import run_inference_test
 from hls_foundry.inference.predictor import Predictor, mask_from_probabilities
 from hls_foundry.models.bundle import load_bundle, pack_bundle
 from tests.containers.running import Image, mounted, readable
+from tests.serving.bundles import tiny_bundle
 from tests.serving.scenes import npy, reflectance, scene_tiff
 
 READY_S, SIZE = 6.0, 1.5e9
@@ -139,3 +145,43 @@ def test_several_models_come_and_go_on_the_port_that_the_platform_names(image: I
         assert httpx.post(f"{url}/a/invoke", content=scene_tiff(), headers={"Content-Type": "image/tiff"}, timeout=60).status_code == 200
         assert httpx.delete(f"{url}/a").status_code == 200
         assert httpx.get(f"{url}/a").status_code == 404
+
+
+@dataclass
+class OneOf:
+    """One model of several, as the inference test calls it."""
+
+    client: EndpointClient
+    model: str
+
+    def invoke(self, body: bytes, *, content_type: str, accept: str = "application/geo+json", attributes: str = "") -> Reply:
+        return self.client.invoke_model(self.model, body, content_type=content_type, accept=accept, attributes=attributes)
+
+
+def test_two_models_pass_the_whole_inference_test_and_a_third_is_too_large_for_the_memory(
+    image: Image, bundle: Path, tmp_path: Path
+) -> None:
+    models, control = tmp_path / "models", tmp_path / "control"
+    control.mkdir()
+    shutil.copytree(bundle, models / "a/model")
+    tiny_bundle(models / "b/model", seed=4)
+    shutil.copytree(bundle, models / "large/model")
+    with (models / "large/model/model.safetensors").open("r+b") as weights:
+        weights.truncate(2 * 2**30)  # nothing behind it
+    for index in range(3):
+        (tmp_path / f"{index}.tif").write_bytes(scene_tiff(96 + 32 * index, index))
+    chips = pd.DataFrame([{"chip": str(index), "image": f"{index}.tif", "mask": ""} for index in range(3)])
+    options = (*mounted(readable(models), "/opt/ml/models"), "--env", "SAGEMAKER_MULTI_MODEL=true", "--tmpfs", "/tmp", "--memory", "900m")
+    with image.run(*options, network=False, control=control) as container:
+        container.wait_ready()
+        for name, status in (("a", 200), ("b", 200), ("large", 507)):
+            order = {"model_name": name, "url": f"/opt/ml/models/{name}/model"}
+            reply = container.client.request("POST", "/models", json=order)
+            assert reply.status == status, reply.body
+        for name in ("a", "b"):
+            data = DataConfig(source="test")
+            report = run_inference_test(OneOf(container.client, name), models / name / "model", chips, tmp_path, data=data)
+            assert report.problems() == []
+            assert report.agreement >= 0.9999
+            assert len(report.bad_requests) > 20
+        assert container.command("inspect", "--format", "{{.HostConfig.NetworkMode}}", container.name) == "none"
