@@ -79,6 +79,18 @@ def test_blocks_for_a_program_that_is_not_there_are_skipped_with_the_reason(chap
     assert (outcome.problems, outcome.ran) == ([], 1)
 
 
+@pytest.mark.parametrize(("need", "require", "code"), [("needs", "", 0), ("needs", "all", 1), ("optional", "all", 0)])
+def test_what_ci_must_have_is_not_skipped_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], need: str, require: str, code: int
+) -> None:
+    page = tmp_path / "1-page.md"
+    page.write_text(f"```bash {need}=no-such-program\nfalse\n```\n", encoding="utf-8")
+    monkeypatch.setenv("HLS_REQUIRE", require)
+    monkeypatch.setattr(run_course, "_clean_up", lambda *_: None)
+    assert run_course.main([str(page)]) == code
+    assert "no no-such-program on the PATH" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("expected", "numbers", "same"),
     [
