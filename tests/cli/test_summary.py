@@ -10,18 +10,21 @@ from pathlib import Path
 import click
 import pytest
 
+from cli.cost import RunFailed, SlurmRecord
 from cli.summary import RUN, Summary, lines
 from hls_foundry.errors import EndpointError
+from stacks.slurm.plan import Outcome, StepOutcome
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def ending(stack: str, problem: Exception, *, started: bool = True) -> list[str]:
+def ending(stack: str, problem: Exception, *, started: bool = True, slurm: SlurmRecord | None = None) -> list[str]:
     """The last lines of a run whose step `deploy` raised `problem`."""
     summary = Summary(stack=stack, task="flood")
     if started:
         summary.runs = [{"pipeline": "deploy", "name": "flood-deploy-1", "id": "1", "url": "", "status": "failed"}]
         summary.timings, summary.failed_step = {"place": 1.0, "deploy": 2.0}, "deploy"
+        summary.slurm = [slurm] if slurm else []
     summary.fail(problem)
     shown = [click.unstyle(line) for line in lines(summary)]
     return shown[next(number for number, line in enumerate(shown) if line.startswith("error")) :]
@@ -36,6 +39,22 @@ def test_a_failed_run_ends_with_step_reason_log_and_next_command(stack: str, mon
         f"  its log: {RUN} logs flood-deploy-1 --step deploy",
         "  next: once it is mended start the same command again: steps that are done are not repeated",
         f"  again: {RUN} --stack {stack} --set 'training.epochs=2 '",
+    ]
+
+
+def test_on_a_cluster_slurm_s_own_file_and_advice_come_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "--stack", "hpc"])
+    job = StepOutcome(zenml="failed", job_id=7, state="TIMEOUT", reason="Slurm job 7 TIMEOUT after 8 h")
+    record = SlurmRecord("/shared/slurm/run", Outcome(status="failed", reason="", steps={"deploy": job}, node_hours=8.0))
+    told = ending("hpc", RunFailed("the job ended"), slurm=record)
+    assert told == [
+        "error in step deploy: the job ended",
+        f"  its log: {RUN} logs flood-deploy-1 --step deploy",
+        "  Slurm job 7 TIMEOUT after 8 h",
+        f"  its file: {record.log('deploy')}",
+        "  next: give the step more time (settings in stacks/hpc.yaml), or start the same command again: "
+        "it goes on from its last checkpoint",
+        f"  again: {RUN} --stack hpc",
     ]
 
 
