@@ -16,7 +16,9 @@ from stacks.slurm.findings import Finding
 
 if TYPE_CHECKING:
     from stacks.definition import StackDefinition
+    from stacks.slurm.image import Image
     from stacks.slurm.preflight import Request
+    from stacks.slurm.settings import ContainerSettings
     from stacks.slurm.transport import Transport
 
 COMMANDS = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")
@@ -40,6 +42,10 @@ def check_cluster(definition: StackDefinition, say: Callable[[str], None], patie
         return
     site = f"site {definition.site}, " if definition.site else ""
     yield Finding("settings", True, site + "; ".join(_words(request) for request in requests.values()))
+    images: dict[str, Image] = {}
+    for container in {request.settings.container.model_dump_json(): request.settings.container for request in requests.values()}.values():
+        if container.active:
+            yield _try("container", lambda: _container(container, transport, images))  # noqa: B023 (called at once)
     yield from _store(config.login)
     folder = _folder(config, transport)
     yield folder
@@ -54,7 +60,8 @@ def check_cluster(definition: StackDefinition, say: Callable[[str], None], patie
     asked = _try("limits", lambda: _limits(slurm, requests))
     yield asked
     if asked.passed and folder.passed:
-        yield from _probe(slurm, config, requests[OTHER_STEPS], say, patience_s)
+        request = requests[OTHER_STEPS]
+        yield from _probe(slurm, config, request, images.get(str(request.settings.container.image)), (say, patience_s))
 
 
 def _transport(config: Any) -> Transport:
@@ -97,6 +104,24 @@ def _commands(transport: Transport) -> Finding:
         return Finding("commands", True, f"{version} on {transport.where}" + (", without sacct" if "sacct" in lacking else ""))
 
     return _try("commands", look)
+
+
+def _container(container: ContainerSettings, transport: Transport, images: dict[str, Image]) -> Finding:
+    """The runtime and the image, seen from the login node; where only compute nodes have them, the probe job sees them."""
+    from stacks.slurm.container import PROGRAMS
+    from stacks.slurm.image import inspect_image, inspect_remote
+    from stacks.slurm.transport import LocalTransport
+
+    words = container.command or [PROGRAMS[container.runtime]]
+    said = transport.run(["sh", "-c", 'command -v "$1" > /dev/null && "$@" --version 2>&1', "sh", *words], timeout=60)
+    version = said.stdout.strip().splitlines()[0] if said.returncode == 0 and said.stdout.strip() else f"no {words[0]} here (jobs need it)"
+    here = isinstance(transport, LocalTransport)
+    image = images[str(container.image)] = inspect_image(container) if here else inspect_remote(container, transport)
+    size = f", {image.size / 1e6:.0f} MB" if image.size else ""
+    digest = f", {image.digest[:19]}…" if image.digest else ", without a digest that would name it in the lineage"
+    machine = f" for {image.machine}" if image.machine else ""
+    found = f"{container.runtime}: {version}; {container.image} is a {image.kind}{size}{machine}{digest}"
+    return Finding("container", image.fits, found, "build the image on a machine like the compute nodes")
 
 
 def _cluster(slurm: Any) -> Finding:
@@ -151,7 +176,9 @@ def store_url() -> tuple[str, Path]:
     return configuration.store_configuration.url, Path(configuration.config_directory)
 
 
-def _probe(slurm: Any, config: Any, request: Request, say: Callable[[str], None], patience_s: float) -> Iterator[Finding]:
+def _probe(
+    slurm: Any, config: Any, request: Request, image: Image | None, waiting: tuple[Callable[[str], None], float]
+) -> Iterator[Finding]:
     from stacks.slurm.probe import Expectation, Probe
 
     expected = Expectation(
@@ -160,7 +187,8 @@ def _probe(slurm: Any, config: Any, request: Request, say: Callable[[str], None]
         home=str(foundry_home()) if not config.login and foundry_home().exists() else "",
         python=config.python or sys.executable,
     )
-    probe = Probe(slurm, config.folder, request.settings, request.resources, expected, patience_s=patience_s, say=say)
+    say, patience_s = waiting
+    probe = Probe(slurm, config.folder, request.settings, request.resources, expected, image, patience_s=patience_s, say=say)
     try:
         yield from probe.run()
     except FoundryError as error:

@@ -107,7 +107,7 @@ class _Runs:
         run_name = f"{self.summary.task}-{name}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         options: dict[str, Any] = {} if self.use_cache else {"enable_cache": False}
         if self.on_slurm:
-            options |= pipeline_options(self.definition)
+            options |= pipeline_options(self.definition, parameters)
         if self.on_sagemaker:
             options |= sagemaker.pipeline_options(self.definition)
         else:  # SageMaker's pipelines know one mode only

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,16 +59,27 @@ def at_absolute_places(config: FoundryConfig) -> FoundryConfig:
     return config.model_copy(update={"data": data, "model": model})
 
 
-def pipeline_options(definition: StackDefinition) -> dict[str, Any]:
-    """Arguments of ZenML's `with_options`: what every step asks of the cluster, and what some ask instead."""
-    settings = definition.settings
+def pipeline_options(definition: StackDefinition, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ZenML's `with_options`: what every step asks of the cluster, and what some ask instead.
+
+    `parameters` are the pipeline's: chips, weights and archives that lie in folders of their own are to be seen in containers.
+    """
+    settings, seen = definition.settings, _folders(parameters)
     return {
-        "settings": _settings(settings.step("")),
-        "steps": {name: {"settings": _settings(settings.step(name)), **_retry(settings.step(name))} for name in settings.steps},
+        "settings": _settings(settings.step(""), seen),
+        "steps": {name: {"settings": _settings(settings.step(name), seen), **_retry(settings.step(name))} for name in settings.steps},
     }
 
 
-def _settings(step: StepSettings) -> dict[str, Any]:
+def _folders(parameters: Mapping[str, Any]) -> list[str]:
+    """The chips', the weights' (of a file, its own folder: an index may be beside it) and that of published archives."""
+    config, publishing = parameters["config"], parameters["publishing"]
+    named = (config.data.source, str(Path(config.model.weights).parent), publishing.folder or "")
+    paths = [Path(place) for place in named if place.startswith("/")]
+    return sorted({str(next(there for there in (path, *path.parents) if there.exists())) for path in paths})
+
+
+def _settings(step: StepSettings, seen: list[str]) -> dict[str, Any]:
     # Absolute, and the submitter's: the jobs run in a frozen copy of the code, and nothing is fetched from a compute node.
     places = {
         "HLS_FOUNDRY_HOME": str(foundry_home()),
@@ -76,6 +88,9 @@ def _settings(step: StepSettings) -> dict[str, Any]:
         "HLS_FOUNDRY_OFFLINE": "1",
     }
     slurm = {**step.slurm, "environment": {**places, **step.slurm.get("environment", {})}}
+    container = step.slurm.get("container", {})
+    if container.get("runtime", "none") != "none":
+        slurm["container"] = {**container, "binds": sorted({*container.get("binds", ()), *seen} - {"/"})}
     return {"orchestrator": slurm, "resources": step.resources.model_dump(exclude_none=True)}
 
 

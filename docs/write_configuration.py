@@ -34,6 +34,11 @@ STEP_LEAD = """
 `settings.slurm` of a stack or site file is for all steps, `settings.steps.NAME.slurm` for one; in Python, `SlurmSettings` in a step's
 `settings={"orchestrator": …}`. CPUs, memory and GPUs of each node can be said with ZenML's `resources` as well; what is said here wins.
 """
+CONTAINER_LEAD = """
+## Of a container
+
+The keys of `container`; [containers.md](containers.md) says how a step gets into one. Paths are absolute, on the cluster.
+"""
 CLUSTER_LEAD = """
 ## Of a cluster
 
@@ -55,11 +60,12 @@ def page() -> str:
 
 def slurm_page() -> str:
     """The text of hpc-settings.md."""
-    from stacks.slurm.settings import SlurmOrchestratorConfig, SlurmSettings
+    from stacks.slurm.settings import ContainerSettings, SlurmOrchestratorConfig, SlurmSettings
 
     own = [key for key in SlurmOrchestratorConfig.model_fields if key not in SlurmSettings.model_fields]
     step, cluster = _table(SlurmSettings, SlurmSettings.model_fields), _table(SlurmOrchestratorConfig, own)
-    return f"{SLURM_LEAD}{STEP_LEAD}{step}{CLUSTER_LEAD}{cluster}"
+    container = _table(ContainerSettings, ContainerSettings.model_fields)
+    return f"{SLURM_LEAD}{STEP_LEAD}{step}{CONTAINER_LEAD}{container}{CLUSTER_LEAD}{cluster}"
 
 
 def _table(model: type[BaseModel], keys: Iterable[str]) -> str:
@@ -76,6 +82,8 @@ def _table(model: type[BaseModel], keys: Iterable[str]) -> str:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return "; ".join(f"{key}: {_plain(part)}" for key, part in value.model_dump(include={"runtime"}).items())
     return (
         "[" + ", ".join(map(str, value)) + "]"
         if isinstance(value, tuple | list)

@@ -6,7 +6,9 @@ the nodes share, NCCL_*, OMP_NUM_THREADS.
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -19,6 +21,9 @@ from hls_foundry.errors import TrainingError
 
 PORTS = range(20000, 30000)
 """Below the ports that Linux hands out by itself (32768 up)."""
+
+SRUN_OPTIONS, TASK_COMMAND = "HLS_SRUN_OPTIONS", "HLS_TASK_COMMAND"
+"""Environment variables, in words as a shell reads them: further options of srun, and what starts its tasks in a step's container."""
 
 OPTIONS_OF_THE_JOB = frozenset(
     f"SLURM_{name}"
@@ -76,6 +81,7 @@ class Allocation:
 
 
 def start_of(job: int | str, restarts: int | str) -> str:
+    """`JOB.RESTARTS`: one start of one job, as the file that `current_start` names has it."""
     return f"{job}.{restarts}"
 
 
@@ -118,17 +124,25 @@ def free_port(preferred: int) -> int:
     raise TrainingError(f"no free port from {PORTS.start} to {PORTS.stop - 1} on the first node")
 
 
-def srun_command(nodes: int, request_file: Path, processes: int, address: str, port: int) -> list[str]:
-    """The command that runs hls_foundry.training.node once on each of the job's nodes; any of them that fails ends all."""
+def srun_command(
+    nodes: int, request_file: Path, processes: int, meeting: tuple[str, int], environment: Mapping[str, str] = os.environ
+) -> list[str]:
+    """The command that runs hls_foundry.training.node once on each of the job's nodes; any of them that fails ends all.
+
+    `meeting`: address and port on the first node. `environment` may say how tasks get into a container.
+    """
+    options, start = (shlex.split(environment.get(name, "")) for name in (SRUN_OPTIONS, TASK_COMMAND))
+    address, port = meeting
     # Not --cpus-per-task, with which the task would see no more than that, nor a binding: workers share what the job has on the node.
     return [
         "srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--export=ALL", "--cpu-bind=none",
-        "--input=none", "--label", "--job-name=fine-tune", sys.executable, "-m", "hls_foundry.training.node",
+        "--input=none", "--label", "--job-name=fine-tune", *options, *start, sys.executable, "-m", "hls_foundry.training.node",
         f"--processes={processes}", f"--address={address}", f"--port={port}", str(request_file),
     ]  # fmt: skip
 
 
 def srun_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment` without the job's own options, which srun would take for options of its step."""
     return {name: value for name, value in environment.items() if name not in OPTIONS_OF_THE_JOB}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ from hls_foundry.revision import code_version, package_versions
 from hls_foundry.training.launcher import launch
 from hls_foundry.training.request import SCALARS, TrainingRequest, TrainingResult
 from hls_foundry.training.work_folder import claimed
+
+IMAGE = "HLS_IMAGE"
+"""Environment variable with what names the container that this runs in: runtime, image, digest."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def _manifest(
         "code": code_version(),
         "python": platform.python_version(),
         **{f"package_{name.replace('-', '_')}": version for name, version in package_versions().items()},
+        **({"image": image} if (image := os.environ.get(IMAGE)) else {}),
         **lineage,
     }
     weights = result.weights or {}

@@ -65,7 +65,7 @@ def _run_across(allocation: Allocation, request_file: Path, processes: int) -> i
     environment = launch_environment(srun_environment(os.environ), max(1, allocation.cpus // processes))
     write_atomically(current_start(request_file), allocation.start.encode())  # for the nodes
     # srun answers SIGTERM and SIGINT by killing its tasks; SIGUSR1 it hands to every one of them.
-    command = srun_command(allocation.nodes, request_file.absolute(), processes, address, port)
+    command = srun_command(allocation.nodes, request_file.absolute(), processes, (address, port))
     return _run(command, environment, lambda number: signal.SIGUSR1)
 
 

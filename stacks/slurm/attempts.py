@@ -1,6 +1,6 @@
 """What a step's job remembers between its starts: `state.json`, and what follows from it after a restart by Slurm.
 
-Standard library only: the supervisor reads this at the start of every job.
+Standard library only, Python 3.9 or newer: the supervisor reads this at the start of every job.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
-from itertools import pairwise
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,7 @@ class StepState:
             if run.attempt == self.attempt:
                 reached[run.restart] = -1.0 if run.progress is None else run.progress
         steps = list(reached.values())
-        grown = [later > earlier for earlier, later in pairwise(steps)]
+        grown = [later > earlier for earlier, later in zip(steps, steps[1:])]  # noqa: B905, RUF007 (both came with Python 3.10)
         return len(grown) if True not in grown else grown[::-1].index(True)
 
 
@@ -121,4 +120,4 @@ def read_progress(path: Path) -> float | None:
 
 def now() -> str:
     """The time as ISO 8601 in UTC, to the millisecond."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")  # noqa: UP017 (the name UTC came with 3.11)

@@ -20,6 +20,9 @@ from zenml.utils import source_utils
 
 from hls_foundry.errors import ConfigError, FoundryError
 from stacks.slurm.client import Slurm
+from stacks.slurm.contained import contained_job, image_names
+from stacks.slurm.container import contained_command
+from stacks.slurm.container_host import PYTHON
 from stacks.slurm.freeze import freeze
 from stacks.slurm.plan import RUN_FOLDER, RUN_ID, ClosingStep, Plan, PlannedStep
 from stacks.slurm.plan import ExecutionMode as PlannedMode
@@ -88,10 +91,11 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
         run = self._run_directory(placeholder_run)
         for name, step in snapshot.step_configurations.items():
             own = {key: value for key, value in step_environments[name].items() if base_environment.get(key) != value}
-            jobs[name] = self._step_job(step.config.settings, step.config.resource_settings, own)
+            job = self._step_job(step.config.settings, step.config.resource_settings, own)
+            jobs[name] = contained_job(job, run, run.step(name), self.transport())
             after = tuple(other for other in step.spec.upstream_steps if other in snapshot.step_configurations)
-            line = command(self._python, "step", step_name=name, snapshot_id=str(snapshot.id))
-            planned[name] = self._planned(run, name, step, jobs[name].settings, line, after)
+            line = command(self._python_in(jobs[name]), "step", step_name=name, snapshot_id=str(snapshot.id))
+            planned[name] = self._planned(run, name, step, jobs[name], line, after)
         return self._submit(snapshot, placeholder_run, base_environment, planned, jobs)
 
     def submit_dynamic_pipeline(
@@ -107,8 +111,10 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
         configuration = snapshot.pipeline_configuration
         run = self._run_directory(placeholder_run)
         job = self._step_job(configuration.settings, ResourceSettings(), {})
-        line = command(self._python, "pipeline", snapshot_id=str(snapshot.id), run_id=str(run.root.name))
-        planned = PlannedStep(folder=self._folder(run, PIPELINE_JOB), command=line, max_restarts=job.settings.max_restarts)
+        job = contained_job(job, run, run.step(PIPELINE_JOB), self.transport())
+        line = self._contained(job, command(self._python_in(job), "pipeline", snapshot_id=str(snapshot.id), run_id=str(run.root.name)))
+        folder, image = self._folder(run, PIPELINE_JOB), job.container.name if job.container else ""
+        planned = PlannedStep(folder=folder, command=line, max_restarts=job.settings.max_restarts, image=image)
         return self._submit(snapshot, placeholder_run, environment, {PIPELINE_JOB: planned}, {PIPELINE_JOB: job})
 
     def _submit(
@@ -126,7 +132,8 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
         assert placeholder_run is not None  # only scheduled pipelines have none
         run, transport = self._run_directory(placeholder_run), self.transport()
         slurm = Slurm(transport)
-        closing = self._closing_job()
+        closing = contained_job(self._closing_job(jobs), run, run.closing, transport)
+        closing_line = self._contained(closing, (self._python_in(closing), "-m", "stacks.slurm.closing", str(run.root)))
         requests = {name: Request(name, job.settings, job.resources) for name, job in {**jobs, "closing": closing}.items()}
         check_requests(slurm, requests)
         if not self.config.login:
@@ -138,7 +145,7 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
             snapshot_id=str(snapshot.id),
             execution_mode=cast(PlannedMode, snapshot.pipeline_configuration.execution_mode.value),
             steps=planned,
-            closing=ClosingStep(folder="closing", command=(self._python, "-m", "stacks.slurm.closing", str(run.root))),
+            closing=ClosingStep(folder="closing", command=closing_line),
             dynamic=snapshot.is_dynamic,
         )
         submission = Submission(slurm, transport, run, plan, self._python)
@@ -152,25 +159,33 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
             "slurm_closing": submitted.closing,
             "slurm_login": self.config.login or "",
             "slurm_conf": self.config.slurm_conf or "",
+            **({"slurm_images": images} if (images := image_names(list(jobs.values()))) else {}),
         }
         wait = (lambda: self._wait(slurm, submitted.closing)) if self.config.synchronous else None
         return SubmissionResult(wait_for_completion=wait, metadata=metadata)
 
     def _planned(
-        self, run: RunDirectory, name: str, step: Step, settings: SlurmSettings, line: tuple[str, ...], after: tuple[str, ...]
+        self, run: RunDirectory, name: str, step: Step, job: StepJob, line: tuple[str, ...], after: tuple[str, ...]
     ) -> PlannedStep:
-        retry = step.config.retry
+        retry, settings = step.config.retry, job.settings
         return PlannedStep(
             folder=self._folder(run, name),
             after=after,
-            command=line,
+            command=self._contained(job, line),
             nodes=settings.nodes,
             max_retries=retry.max_retries if retry else 0,
             retry_delay_s=retry.delay if retry else 0,
             retry_backoff=retry.backoff if retry else 1,
             max_restarts=settings.max_restarts,
             max_restarts_without_progress=settings.max_restarts_without_progress,
+            image=job.container.name if job.container else "",
         )
+
+    def _contained(self, job: StepJob, line: tuple[str, ...]) -> tuple[str, ...]:
+        return contained_command(self._python, job.container.folder, line) if job.container else line
+
+    def _python_in(self, job: StepJob) -> str:
+        return job.container.settings.python if job.container else self._python
 
     def _folder(self, run: RunDirectory, name: str) -> str:
         return str(run.step(name).root.relative_to(run.root))
@@ -187,8 +202,13 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
                 return StepJob(self.config.defaults().merged(over), resources_of(resources), environment)
         return StepJob(self.config.defaults(), resources_of(resources), environment)
 
-    def _closing_job(self) -> StepJob:
-        return StepJob(self.config.closing_settings(), Resources(cpus=1, gpus=None, memory_mib=1024))
+    def _closing_job(self, steps: Mapping[str, StepJob]) -> StepJob:
+        settings = self.config.closing_settings()
+        contained = next((job.settings for job in steps.values() if job.settings.container.active), None)
+        if contained and not settings.container.active:  # said of the steps alone
+            chosen = contained.model_dump(exclude_unset=True, include={"container", "modules", "setup"})
+            settings = settings.merged(SlurmSettings(**chosen))
+        return StepJob(settings, Resources(cpus=1, gpus=None, memory_mib=1024))
 
     def _environment(self, run: RunDirectory, environment: Mapping[str, str]) -> dict[str, str]:
         own = {
@@ -203,7 +223,7 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
 
     @property
     def _python(self) -> str:
-        return self.config.python or sys.executable
+        return self.config.python or os.environ.get(PYTHON) or sys.executable  # in a container: the host's
 
     def transport(self) -> Transport:
         """How this component reaches the cluster."""
@@ -278,18 +298,23 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
         run, slurm = outer.isolated(str(step_run_info.step_run_id)), Slurm(transport)
         if transport.exists(str(outer.stopping)):
             raise FoundryError(f"step {name} is not submitted: the run is being stopped")
+        job = self._step_job(step_run_info.config.settings, step_run_info.config.resource_settings, environment)
+        job = contained_job(job, run, run.step(name), transport, outer)
         line = command(
-            self._python,
+            self._python_in(job),
             "isolated",
             step_name=name,
             snapshot_id=str(step_run_info.snapshot.id),
             step_run_id=str(step_run_info.step_run_id),
         )
-        job = self._step_job(step_run_info.config.settings, step_run_info.config.resource_settings, environment)
         check_requests(slurm, {name: Request(name, job.settings, job.resources)})
         parent = read_plan(transport, outer)
         planned = PlannedStep(
-            folder=self._folder(run, name), command=line, nodes=job.settings.nodes, max_restarts=job.settings.max_restarts
+            folder=self._folder(run, name),
+            command=self._contained(job, line),
+            nodes=job.settings.nodes,
+            max_restarts=job.settings.max_restarts,
+            image=job.container.name if job.container else "",
         )
         plan = parent.model_copy(update={"steps": {name: planned}, "execution_mode": "continue_on_failure", "dynamic": False})
         Submission(slurm, transport, run, plan, self._python).submit_alone(outer.code, self._environment(outer, environment), name, job)

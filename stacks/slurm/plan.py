@@ -34,6 +34,7 @@ class PlannedStep(Record):
     retry_backoff: float = 1
     max_restarts: int = Field(10, description="by Slurm: preemption, time limit, node failure")
     max_restarts_without_progress: int = 3
+    image: str = Field("", description="runtime, image and digest of the container that it runs in; empty without one")
 
 
 class ClosingStep(Record):
@@ -90,6 +91,7 @@ class StepOutcome(Record):
     cpu_efficiency: float | None = Field(None, description="CPU time over allocated CPU time, 0–1")
     max_rss_bytes: int | None = None
     restarts: int = 0
+    image: str | None = Field(None, description="runtime, image and digest of its container; None without one")
 
 
 class Outcome(Record):

@@ -1,4 +1,7 @@
-"""One small job on a compute node for `run.py doctor`: does the node see the shared folder, our packages and ZenML's store?"""
+"""One small job on a compute node for `run.py doctor`: does the node see the shared folder, our packages and ZenML's store?
+
+Where steps run in a container, the job looks around from inside one.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,14 @@ from typing import Any
 
 from stacks.slurm import probe_job
 from stacks.slurm.client import Clock, Slurm
+from stacks.slurm.container import Container, render_container_script
 from stacks.slurm.findings import Finding
+from stacks.slurm.image import Image
 from stacks.slurm.probe_job import read_answer
 from stacks.slurm.reasons import explain
 from stacks.slurm.records import Job
 from stacks.slurm.run_directory import StepFolder
-from stacks.slurm.script import JobScript, Resources, render_job_script
+from stacks.slurm.script import JobScript, Resources, asks_for_gpus, render_job_script
 from stacks.slurm.settings import SlurmSettings
 from stacks.slurm.states import JobState
 from stacks.slurm.store import MOVE
@@ -34,6 +39,8 @@ LEAST_FREE_GIB = 2
 MINUTES = "10"
 SHARED = "set HLS_FOUNDRY_HOME to a folder on a file system that login and compute nodes share"
 INTERNET = ("huggingface.co", 443)
+IN_EVERY_IMAGE = ("accelerate", "hls-foundry", "rasterio", "torch", "zenml")
+"""Of the packages of requirements.lock those that a step cannot do without; others may be for development."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Expectation:
 class Probe:
     """The probe job in a folder of its own below `folder`, with one step's settings; the folder is removed afterwards.
 
-    `patience_s`: how long it may stay pending before it is cancelled.
+    `image`: that of the container which the settings name, if they do. `patience_s`: how long it may stay pending before it is cancelled.
     """
 
     slurm: Slurm
@@ -59,6 +66,7 @@ class Probe:
     settings: SlurmSettings
     resources: Resources
     expected: Expectation
+    image: Image | None = None
     patience_s: float = PATIENCE_S
     poll_s: float = 1.0
     say: Callable[[str], None] = lambda line: None
@@ -106,13 +114,35 @@ class Probe:
             step=step,
             code=step.root,
             environment_files=(),
-            command=(self.expected.python, str(program), str(step.root)),
+            command=(*self._python(step), str(program), str(step.root)),
             requeue=False,
             signal=False,
         )
         self.slurm.transport.write(step.root / "ask.json", json.dumps(ask).encode())
         self.slurm.transport.write(program, Path(probe_job.__file__).read_bytes())
         self.slurm.transport.write(step.script, render_job_script(script).encode())
+
+    def _python(self, step: StepFolder) -> tuple[str, ...]:
+        """What the job runs its program with: the interpreter of the host, or that of the image in its container."""
+        settings = self.settings.container
+        if not settings.active:
+            return (self.expected.python,)
+        store = self.expected.store
+        places = (self.expected.home, str(Path(store.removeprefix("sqlite:///")).parent) if store.startswith("sqlite:") else "")
+        image = self.image or Image("")
+        container = Container(
+            settings=settings,
+            folder=step.root,
+            code=step.root,
+            commands=step.root,
+            places=tuple(filter(None, places)),
+            variables=tuple(self.settings.environment),
+            gpus=asks_for_gpus(self.settings, self.resources),
+            digest=image.digest,
+            size=image.size,
+        )
+        self.slurm.transport.write(step.container, render_container_script(container).encode(), mode=0o700)
+        return (str(step.container), settings.python)
 
     def _wait(self, job: int) -> tuple[Job, str]:
         """The job once it has ended, or why it was given up."""
@@ -149,9 +179,8 @@ class Probe:
     def _silent(self, job: Job, log: str) -> Finding:
         """The job ended, and left no answer."""
         if log:
-            return Finding(
-                "probe job", False, f"failed on {job.node_list}: {log[:160]}", "mend modules, setup or python of the site's file"
-            )
+            remedy = f"mend modules, setup or {'container' if self.settings.container.active else 'python'} of the site's file"
+            return Finding("probe job", False, f"failed on {job.node_list}: {log[:240]}", remedy)
         how = f"{job.state.value}, {explain(job.reason, finished=True)}".rstrip(", ")
         return Finding("shared folder", False, f"{job.node_list or 'the node'} left nothing in {self.folder} ({how})", SHARED)
 
@@ -160,10 +189,17 @@ class Probe:
         yield Finding("shared folder", answer["nonce"] == nonce, f"{self.folder} is seen by {node}", SHARED)
         if answer["home"]:
             yield Finding("node home", False, f"{self.expected.home} on {answer['node']}: {answer['home']}", SHARED)
-        wrong = [f"{name} {answer['packages'][name] or 'missing'}" for name, version in self.expected.packages.items()
+        contained = self.settings.container.active
+        needed = {name: version for name, version in self.expected.packages.items()
+                  if not contained or answer["packages"][name] or name in IN_EVERY_IMAGE}  # fmt: skip
+        wrong = [f"{name} {answer['packages'][name] or 'missing'}" for name, version in needed.items()
                  if (answer["packages"][name] or "").split("+")[0] != version]  # fmt: skip
         told = f"{len(wrong)} differ from requirements.lock ({', '.join(wrong[:3])})" if wrong else "packages as in requirements.lock"
         remedy = "make install on the shared file system, and 'modules' of the site's file as at its installation"
+        if contained:
+            remedy = "make images from this checkout, and put the image of that where container.image says"
+            seen = f"{self.settings.container.runtime} runs {self.settings.container.image} on {answer['node']}"
+            yield Finding("node container", True, seen)
         yield Finding("node python", not wrong, f"{answer['executable']} {answer['python']}, {told}", remedy)
         remedy = "compute nodes must see the SQLite file or reach the server: " + MOVE
         yield Finding("node store", not answer["store"], answer["store"][:160] or "ZenML's store is reached from the node", remedy)

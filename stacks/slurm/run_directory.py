@@ -33,6 +33,11 @@ class StepFolder:
         return self.root / "log"
 
     @property
+    def container(self) -> PurePosixPath:
+        """The script that starts a command in the step's container, where it has one."""
+        return self.root / "container.sh"
+
+    @property
     def state(self) -> PurePosixPath:
         """JSON: attempts and restarts, written by the supervisor."""
         return self.root / "state.json"
@@ -58,6 +63,11 @@ class RunDirectory:
     def code(self) -> PurePosixPath:
         """The working tree as it was at submission; every job runs in it."""
         return self.root / "code"
+
+    @property
+    def commands(self) -> PurePosixPath:
+        """Programs that stand for Slurm's commands in containers."""
+        return self.root / "commands"
 
     @property
     def plan(self) -> PurePosixPath:

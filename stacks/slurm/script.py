@@ -103,17 +103,26 @@ def _options(job: JobScript) -> list[str]:
     ]
 
 
+def asks_for_gpus(settings: SlurmSettings, resources: Resources) -> bool:
+    """Whether the job is to have GPUs, in whichever way that is said."""
+    gpus = resources.gpus if settings.gpus_per_node is None else settings.gpus_per_node
+    return bool(gpus) or _names_gpus(settings)
+
+
+def _names_gpus(settings: SlurmSettings) -> bool:
+    return settings.gres is not None and any(re.match(r"(gres[:/])?gpu\b", entry) for entry in settings.gres.split(","))
+
+
 def _size(settings: SlurmSettings, resources: Resources) -> list[str]:
     tasks = settings.tasks_per_node or 1
     cpus = settings.cpus_per_task or (None if resources.cpus is None else max(1, math.ceil(resources.cpus / tasks)))
     memory = resources.memory_mib if settings.memory_mib is None else settings.memory_mib
     gpus = resources.gpus if settings.gpus_per_node is None else settings.gpus_per_node
     # The same GPUs asked for twice, as gres and as GPUs, is an error on some versions and twice the GPUs on none.
-    named = settings.gres is not None and any(re.match(r"(gres[:/])?gpu\b", entry) for entry in settings.gres.split(","))
     options = [f"--nodes={settings.nodes}", f"--ntasks-per-node={tasks}"]
     options += [f"--cpus-per-task={cpus}"] if cpus else []
     options += [f"--mem={memory}M"] if memory else ["--mem=0"] if memory == 0 else []
-    options += [f"--gpus-per-node={gpus}"] if gpus and not named else []
+    options += [f"--gpus-per-node={gpus}"] if gpus and not _names_gpus(settings) else []
     return options + ([f"--gres={_quoted(settings.gres)}"] if settings.gres else [])
 
 

@@ -13,9 +13,10 @@ from zenml.orchestrators import BaseOrchestratorConfig
 
 from hls_foundry.errors import ConfigError
 from stacks.slurm import values
+from stacks.slurm.container import ContainerSettings
 from stacks.slurm.script import Resources
 
-__all__ = ["Resources", "SlurmOrchestratorConfig", "SlurmSettings", "parse_settings", "resources_of"]
+__all__ = ["ContainerSettings", "Resources", "SlurmOrchestratorConfig", "SlurmSettings", "parse_settings", "resources_of"]
 
 NAMES = ("partition", "account", "qos", "reservation", "constraint", "gres", "mail_user")
 COUNTS = ("nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "warning_s", "max_restarts", "max_restarts_without_progress")
@@ -48,6 +49,7 @@ class SlurmSettings(BaseSettings):  # type: ignore[misc]  # ZenML's classes are 
         default_factory=list, description="shell lines that run before the step, each complete in itself; a failing one ends the job"
     )
     environment: dict[str, str] = Field(default_factory=dict, description="variables of the job; they are in its script, so no secrets")
+    container: ContainerSettings = Field(default_factory=ContainerSettings, description="what the step and its ranks run in")
     warning_s: int = Field(
         120, ge=30, le=65535, description="seconds before the time limit at which training is told to save; at most half of the limit"
     )
@@ -218,7 +220,7 @@ class SlurmOrchestratorConfig(BaseOrchestratorConfig, SlurmSettings):  # type: i
         """What the job that writes a run's end asks for: one small node, without GPUs, with the stack's way of starting Python."""
         base = self.defaults().model_dump(
             exclude_unset=True,
-            include={"partition", "account", "qos", "reservation", "constraint", "hint", "modules", "setup", "environment"},
+            include={"partition", "account", "qos", "reservation", "constraint", "hint", "modules", "setup", "environment", "container"},
         )
         if self.closing_partition is not None:  # reservations and features are those of the other partition's nodes
             base = {key: value for key, value in base.items() if key not in ("reservation", "constraint")} | {

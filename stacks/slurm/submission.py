@@ -10,6 +10,8 @@ from graphlib import TopologicalSorter
 from pathlib import PurePosixPath
 
 from stacks.slurm.client import Slurm
+from stacks.slurm.container import Container, host_command_script, render_container_script
+from stacks.slurm.container_host import COMMANDS
 from stacks.slurm.freeze import Frozen
 from stacks.slurm.plan import Plan, Submitted
 from stacks.slurm.run_directory import RunDirectory, StepFolder
@@ -22,11 +24,12 @@ CLOSING, FAILURE = "closing", "failure"
 
 @dataclass(frozen=True)
 class StepJob:
-    """What a step's job asks of the cluster, and its own part of the environment."""
+    """What a step's job asks of the cluster, its own part of the environment, and the container that its step runs in."""
 
     settings: SlurmSettings
     resources: Resources
     environment: Mapping[str, str] = field(default_factory=dict)
+    container: Container | None = None
 
 
 class Submission:
@@ -45,6 +48,7 @@ class Submission:
             self.transport.unpack(frozen.archive, str(self.run.code))
             self._write(self.run.environment, render_environment(environment))
             self._write(self.run.plan, self.plan.model_dump_json(indent=1))
+            self._write_containers([*steps.values(), closing])
             jobs: dict[str, int] = {}
             for name in self._order():
                 after = [jobs[other] for other in self.plan.steps[name].after]
@@ -68,6 +72,7 @@ class Submission:
         try:
             self._write(self.run.environment, render_environment(environment))
             self._write(self.run.plan, self.plan.model_dump_json(indent=1))
+            self._write_containers([step])
             job = self._step(name, step, [], code)
             self._write(self.run.jobs, Submitted(jobs={name: job}, closing=job).model_dump_json(indent=1))
         except BaseException:
@@ -110,6 +115,14 @@ class Submission:
         self._write(script.step.environment, render_environment(own))
         self._write(script.step.script, render_job_script(script))
         return self.slurm.submit(str(script.step.script), dependency=dependency)
+
+    def _write_containers(self, jobs: list[StepJob]) -> None:
+        containers = [job.container for job in jobs if job.container]
+        programs = {container.folder / "container.sh": render_container_script(container) for container in containers}
+        if containers:
+            programs |= {self.run.commands / name: host_command_script() for name in COMMANDS}
+        for path, text in programs.items():
+            self.transport.write(str(path), text.encode(), mode=0o700)
 
     def _write(self, path: PurePosixPath, text: str) -> None:
         self.transport.write(str(path), text.encode(), mode=0o600)

@@ -183,7 +183,10 @@ def _outcome(truth: Truth, run: PipelineRunResponse, ends: Mapping[str, Ended | 
     for step, ended in ends.items():
         step_run = run.steps.get(step)
         cost = found[step].as_json() if step in found else {}
-        steps[step] = StepOutcome(zenml=step_run.status.value if step_run else "", reason=ended.reason if ended else "", **cost)
+        image = truth.plan.steps[step].image or None
+        steps[step] = StepOutcome(
+            zenml=step_run.status.value if step_run else "", reason=ended.reason if ended else "", image=image, **cost
+        )
     return Outcome(status=run.status.value, reason=run.get_body().status_reason or "", steps=steps, node_hours=totals(found))
 
 
