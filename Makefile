@@ -63,6 +63,9 @@ lock: install  ## resolve pyproject.toml again into requirements.lock, and the i
 docs: install  ## write the pages that are made from the code: configuration, Slurm settings, architecture, API
 	@for page in configuration architecture api; do $(BIN)/python docs/write_$$page.py || exit 1; done
 
+pictures: install  ## docs/images, from a run of the demo in a temporary folder (needs Chromium)
+	@$(BIN)/python docs/take_screenshots.py
+
 course: install  ## run docs/course as a reader would, and compare what it prints (some minutes; Slurm and curl)
 	@$(BIN)/python docs/run_course.py
 
@@ -72,6 +75,7 @@ figures: install  ## docs/course/images, from the synthetic chips (some minutes)
 bench: install  ## the figures of docs/performance.md
 	@for name in training inference validation serving nodes hpc aws; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-clean:  ## stop endpoints of this checkout and delete its work
+clean:  ## stop endpoints and dashboard of this checkout and delete its work
 	@test ! -x $(BIN)/python || for name in $$($(BIN)/python run.py endpoints | awk '/http/{print $$1}'); do $(BIN)/python run.py endpoints --delete $$name; done
+	@test ! -d .foundry/dashboard || $(BIN)/python run.py dashboard --stop
 	rm -rf .foundry .pytest_cache .mypy_cache .ruff_cache

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"(?:^|(?<=[\s`=\"]))(?:\.venv/bin/python |python |\./)?run\.py( [^`\n|│)]*)?")
 LINK = re.compile(r"\]\((?!https?://)([^)\s#]*)(?:#([^)\s]+))?\)")
-TOLD = ("README.md", "aws.md", "hpc.md", "serving.md")
+TOLD = ("README.md", "aws.md", "dashboard.md", "hpc.md", "serving.md")
 
 
 def commands(page: Path) -> list[list[str]]:
