@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TASK ?= burn_scars
 
-.PHONY: help install run test test-images lint system images lock docs pictures course figures bench clean
+.PHONY: help install run test test-images lint system images bill push lock docs pictures course figures bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -26,7 +26,7 @@ test: install  ## the tests; what this machine lacks is skipped with the reason 
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-images: install  ## the tests that build and run the images (docker or podman, and the base image)
-	@OMP_NUM_THREADS=1 HLS_REQUIRE=all $(BIN)/python -m pytest -m image tests/containers
+	@OMP_NUM_THREADS=1 HLS_REQUIRE=all $(BIN)/python -m pytest -m image tests/containers tests/e2e
 
 lint: install  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
@@ -48,6 +48,12 @@ system:  ## what some tests need from Debian (as root): Chromium, Slurm, OpenSSH
 images:  ## the container images, with docker or podman (PIP_CONF=FILE: a pip.conf for an index of yours)
 	@$(PYTHON) -m containers.build $(if $(PIP_CONF),--pip-conf $(PIP_CONF))
 
+bill: install  ## what is in the images: bills of materials and lists of licences, in build/images
+	@$(BIN)/python -m containers.bill
+
+push: install  ## the images to a registry: make push REGISTRY=ACCOUNT.dkr.ecr.REGION.amazonaws.com
+	@$(BIN)/python -m containers.push $(REGISTRY)
+
 # torch apart: its CPU build, whose hashes are in containers/torch.cpu.lock, is not on PyPI.
 LOCK_IMAGE = $(BIN)/uv pip compile --quiet --upgrade --constraints requirements.lock --generate-hashes --python-version 3.11 \
   --python-platform x86_64-manylinux_2_28 --no-annotate --custom-compile-command "make lock"
@@ -59,6 +65,8 @@ lock: install  ## resolve pyproject.toml again into requirements.lock, and the i
 	$(LOCK_IMAGE) pyproject.toml --extra pipelines --extra lora --extra aws --override containers/train/left-out.txt \
 	  --no-emit-package torch -o containers/train/requirements.lock
 	grep '^torch==' requirements.lock | $(LOCK_IMAGE) - --no-config -o containers/torch.cuda.lock
+	echo cyclonedx-bom | $(BIN)/uv pip compile --quiet --upgrade --generate-hashes --python-version 3.11 --no-annotate --no-config \
+	  --custom-compile-command "make lock" - -o containers/sbom.lock
 
 docs: install  ## write the pages that are made from the code: configuration, Slurm settings, architecture, API
 	@for page in configuration architecture api; do $(BIN)/python docs/write_$$page.py || exit 1; done

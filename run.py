@@ -135,7 +135,9 @@ def _enter_rehearsal(rehearse: bool, stack: str) -> None:
 
 def _environment(stack: str) -> dict[str, str]:
     if stack != "hpc":
-        return dict(os.environ)
+        from stacks.images import pushed_images
+
+        return {**pushed_images(foundry_home()), **os.environ}
     from cli.on_slurm import rehearsal_environment
 
     return rehearsal_environment()

@@ -10,6 +10,7 @@ import sys
 import time
 import tomllib
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,8 +122,14 @@ def inspect(engine: Engine, reference: str, template: str) -> str:
 def revision() -> str:
     """The commit that the image's files come from, `-dirty` where they differ from it; empty outside a checkout."""
     commit = _git("rev-parse", "HEAD")
-    changed = _git("status", "--porcelain", "--", "containers", "hls_foundry", "pyproject.toml", ".dockerignore")
+    changed = _git("status", "--porcelain", "--", ".dockerignore", *context())
     return f"{commit}-dirty" if commit and changed else commit
+
+
+def context() -> list[str]:
+    """What the images are made from: the paths that .dockerignore lets through."""
+    lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("!") for line in lines if line.startswith("!")]
 
 
 def source() -> str:
@@ -137,11 +144,24 @@ def _git(*arguments: str) -> str:
         return ""
 
 
+def known_images() -> list[str]:
+    """The folders of containers/ with a recipe."""
+    return sorted(path.parent.name for path in (ROOT / "containers").glob("*/Dockerfile"))
+
+
+def chosen_images(names: Sequence[str]) -> list[str]:
+    """`names`, with every image for "all" or none. Raises ImageError for one that there is not."""
+    images = known_images()
+    if unknown := [name for name in names if name not in (*images, "all")]:
+        raise ImageError(f"no image {unknown[0]!r}: there are {', '.join(images)}")
+    return images if not names or "all" in names else list(dict.fromkeys(names))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Build what the command line asks for; returns the exit code."""
-    images = sorted(path.parent.name for path in (ROOT / "containers").glob("*/Dockerfile"))
+    images = known_images()
     parser = argparse.ArgumentParser(prog="python -m containers.build", description=__doc__)
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"{', '.join(images)}; none: all of them")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"{', '.join(images)} or all (default: all)")
     parser.add_argument("--engine", choices=ENGINES, help="none: the first that answers")
     parser.add_argument("--accelerator", choices=ACCELERATORS, default="cpu", help="the build of torch (default: cpu)")
     parser.add_argument("--base", default=BASE, help="the image to build upon (default: %(default)s)")
@@ -149,9 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tag", help="name of the image, where one is built (default: hls-foundry-IMAGE:VERSION)")
     options = parser.parse_args(arguments)
     try:
-        chosen = options.images or images
-        if unknown := [name for name in chosen if name not in images]:
-            raise ImageError(f"no image {unknown[0]!r}: there are {', '.join(images)}")
+        chosen = chosen_images(options.images)
         if options.tag and len(chosen) > 1:
             raise ImageError("--tag names one image: say which to build")
         engine = find_engine(options.engine)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVE = ROOT / "containers/serve"
+CONTAINERS = ROOT / "containers"
+SERVE = CONTAINERS / "serve"
+LOCKS = ["serve/requirements.lock", "torch.cpu.lock", "torch.cuda.lock"]
 RECIPE = (SERVE / "Dockerfile").read_text(encoding="utf-8")
 
 
@@ -57,10 +59,10 @@ def test_nothing_of_training_pipelines_or_chip_making_is_copied() -> None:
     assert not any(module.startswith("hls_foundry.chips.synthetic") for module in copied())
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "torch.cpu.lock", "torch.cuda.lock"])
+@pytest.mark.parametrize("name", LOCKS)
 def test_the_image_has_the_versions_that_the_tests_ran_with(name: str) -> None:
     tested = pins(ROOT / "requirements.lock")
-    mine = {package: version.partition("+")[0] for package, version in pins(SERVE / name).items()}
+    mine = {package: version.partition("+")[0] for package, version in pins(CONTAINERS / name).items()}
     gpu_only = {package for package in mine if name == "torch.cuda.lock" and package.startswith(("nvidia-", "cuda-", "triton"))}
     assert mine
     assert {package: version for package, version in mine.items() if package not in gpu_only and tested.get(package) != version} == {}
@@ -72,13 +74,13 @@ def test_all_that_serving_declares_is_locked() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     names = {re.match(r"[a-z0-9-]+", requirement)[0] for requirement in declared}  # type: ignore[index]
     assert names - {"torch"} - pins(SERVE / "requirements.lock").keys() == set()
-    assert "torch" in pins(SERVE / "torch.cpu.lock")
-    assert "torch" in pins(SERVE / "torch.cuda.lock")
+    assert "torch" in pins(CONTAINERS / "torch.cpu.lock")
+    assert "torch" in pins(CONTAINERS / "torch.cuda.lock")
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "torch.cpu.lock", "torch.cuda.lock"])
+@pytest.mark.parametrize("name", LOCKS)
 def test_every_locked_package_has_a_hash(name: str) -> None:
-    packages = re.split(r"^(?=[a-z0-9])", (SERVE / name).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    packages = re.split(r"^(?=[a-z0-9])", (CONTAINERS / name).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     assert packages
     assert [package.split()[0] for package in packages if "--hash=sha256:" not in package] == []
 
@@ -88,5 +90,5 @@ def test_no_training_package_is_locked() -> None:
 
 
 def test_the_recipe_names_no_host() -> None:
-    everything = "\n".join(path.read_text(encoding="utf-8") for path in SERVE.iterdir())
+    everything = "\n".join(path.read_text(encoding="utf-8") for path in [*SERVE.iterdir(), *(CONTAINERS / name for name in LOCKS)])
     assert re.findall(r"https?://|--(?:extra-)?index-url|--find-links", everything) == []

@@ -1,0 +1,1 @@
+"""Builds, describes and pushes the container images."""
