@@ -37,7 +37,8 @@ def footprint_map(table: pd.DataFrame, groups: Sequence[str], styles: Mapping[st
     placed = np.array([shape is not None for shape in shapes], dtype=bool)
     if not placed.any():
         return None
-    left, bottom, right, top = _view(shapely.bounds(shapes[placed]))
+    bounds = shapely.bounds(shapes[placed])
+    left, bottom, right, top = _view(bounds)
     aspect = 1 / max(math.cos(math.radians((bottom + top) / 2)), 0.05)
     height = min((WIDTH_IN - 1) * aspect * (top - bottom) / (right - left), TALLEST_IN)
     figure = Figure(figsize=(WIDTH_IN, height + 0.8), layout="constrained")  # more for the names of the degrees and the legend
@@ -53,7 +54,8 @@ def footprint_map(table: pd.DataFrame, groups: Sequence[str], styles: Mapping[st
     figure.legend(loc="outside lower center", ncols=len(styles), frameon=False, fontsize=9)
     told = ", ".join(f"{(placed & (labels == group)).sum()} {group}" for group in styles)
     missing = f"{(~placed).sum():,} chips without georeferencing are not on the map." if not placed.all() else ""
-    where = f"between {degrees(left, 'EW')} and {degrees(right, 'EW')}, {degrees(bottom, 'NS')} and {degrees(top, 'NS')}"
+    west, south, east, north = (round(float(edge), 2) for edge in (*bounds[:, :2].min(axis=0), *bounds[:, 2:].max(axis=0)))
+    where = f"between {degrees(west, 'EW')} and {degrees(east, 'EW')}, {degrees(south, 'NS')} and {degrees(north, 'NS')}"
     return drawn(figure, name, f"Map of the footprints of {placed.sum()} chips {where}: {told}", caption=missing)
 
 
@@ -62,7 +64,7 @@ def graticule(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     for axis, letters in ((axes.xaxis, "EW"), (axes.yaxis, "NS")):
-        axis.set_major_locator(MaxNLocator(6, steps=[1, 1.5, 2, 3, 5, 10]))
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 1.5, 2, 3, 5, 6, 9, 10]))
         axis.set_major_formatter(FuncFormatter(lambda value, _, letters=letters: degrees(value, letters)))
     axes.grid(color="#c9d1d9", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -75,7 +77,7 @@ def degrees(value: float, letters: str) -> str:
     if letters == "EW":
         value = (value + 180) % 360 - 180
     letter = letters[0] if value > 0 else letters[1] if value < 0 else ""
-    return f"{float(f'{abs(value):.5g}'):g}° {letter}".rstrip()
+    return f"{float(f'{abs(value):.7g}'):.7g}° {letter}".rstrip()
 
 
 def scale_bar(axes: Axes) -> None:
