@@ -37,7 +37,7 @@ STEP_LEAD = """
 CONTAINER_LEAD = """
 ## Of a container
 
-The keys of `container`; [containers.md](containers.md) says how a step gets into one. Paths are absolute, on the cluster.
+The keys of `container`; [hpc.md](hpc.md) says how a step gets into one. Paths are absolute, on the cluster.
 """
 CLUSTER_LEAD = """
 ## Of a cluster

@@ -57,9 +57,7 @@ def inspect_image(settings: ContainerSettings, home: Path | None = None) -> Imag
             with path.open("rb") as file:
                 kind, machine = _kind(file.read(64))
     except OSError as error:
-        raise ConfigError(
-            f"container.image {name} cannot be read ({error.strerror}): build it (docs/containers.md), or mend the path"
-        ) from None
+        raise ConfigError(f"container.image {name} cannot be read ({error.strerror}): build it (docs/hpc.md), or mend the path") from None
     wanted = {"apptainer": (SIF, FOLDER), "charliecloud": (SQUASHFS, FOLDER), "pyxis": (SQUASHFS,)}[settings.runtime]
     if kind not in wanted:
         raise ConfigError(
