@@ -24,6 +24,8 @@ from hls_foundry.errors import EndpointError
 
 MODEL, SHARED = "/opt/ml/model", "/run/foundry"  # in the container
 LABEL = "hls-foundry.endpoint"
+"""Of each container: the endpoint's folder."""
+
 ENGINE_S, NOTICED_S = 120.0, 3.0
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 LEAST_MB, TIMES = 2048, 4  # memory of a container: torch and scenes, and the weights as archive, as files, as tensors and in passing
@@ -97,13 +99,17 @@ class ServerContainer:
         shared = folder / self.control
         shared.mkdir()
         shared.chmod(0o777)
-        told = subprocess.run(self._command(spec, folder.name, shared, bundle, environment), capture_output=True, text=True, check=False)
+        told = _run(self.engine, *self._command(spec, folder, shared, bundle, environment))
         if told.returncode:
             raise EndpointError(f"{self.engine} cannot start {spec.image}: {refusal(self.engine, told.stderr)}")
         pid = int(self._tells("{{.State.Pid}}") or 0)
         started = replace(self, pid=pid, born=born_at(pid)[0] if pid else "")
         started._wait_for_control(shared)
-        hand_over(shared, SOCKET, public=sockets[0], check=sockets[1])
+        try:
+            hand_over(shared, SOCKET, public=sockets[0], check=sockets[1])
+        except EndpointError:
+            started._check_alive()
+            raise
         return started
 
     def stop(self, seconds: float = KILL_AFTER_S) -> None:
@@ -114,7 +120,7 @@ class ServerContainer:
         if self._tells("{{.Id}}") is None:
             return
         if self.alive():
-            self._ask("stop", "--time", str(int(seconds)), self.name)
+            self._ask("stop", "-t", str(int(seconds)), self.name)
         lines = self.last_lines(100_000)
         if lines and Path(self.log).parent.is_dir():
             Path(self.log).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -130,10 +136,7 @@ class ServerContainer:
 
     def last_lines(self, lines: int) -> list[str]:
         """The end of its log, also after it has ended; nothing where it is gone. Raises EndpointError where the engine does not answer."""
-        told = subprocess.run(
-            [self.engine, "logs", "--tail", str(lines), self.name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            errors="replace", timeout=ENGINE_S, check=False,
-        )  # fmt: skip
+        told = _run(self.engine, "logs", "--tail", str(lines), self.name, merged=True)
         if told.returncode and any(sign in told.stdout.lower() for sign in _GONE):
             return []
         if told.returncode:
@@ -161,10 +164,10 @@ class ServerContainer:
 
     # -- what is said to the engine
 
-    def _command(self, spec: ContainerSpec, endpoint: str, shared: Path, bundle: Path, environment: Mapping[str, str]) -> list[str]:
+    def _command(self, spec: ContainerSpec, folder: Path, shared: Path, bundle: Path, environment: Mapping[str, str]) -> list[str]:
         variables = {} if spec.cpus is None else {"OMP_NUM_THREADS": str(max(1, round(spec.cpus)))}
         memory = f"{spec.memory_mb}m"
-        command = [self.engine, "run", "--detach", "--pull", "never", "--name", self.name, "--label", f"{LABEL}={endpoint}"]
+        command = ["run", "--detach", "--pull", "never", "--name", self.name, "--label", f"{LABEL}={folder}"]
         command += ["--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
         command += ["--security-opt", "label=disable"]  # SELinux would keep the bundle and the sockets from it
         command += ["--memory", memory, "--memory-swap", memory, "--pids-limit", "1024"]
@@ -182,12 +185,16 @@ class ServerContainer:
     def _wait_for_control(self, shared: Path, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not (shared / SOCKET).exists():
-            if not self.alive():
-                why = self.ending() or " ".join(self.last_lines(50)[-1:]) or "it said nothing"
-                raise EndpointError(f"the container ended at once: {why[:400]}")
+            self._check_alive()
             if time.monotonic() > deadline:
                 raise EndpointError(f"the container made no control socket in {seconds:g} s: is {self.name}'s image of this version?")
             time.sleep(0.02)
+
+    def _check_alive(self) -> None:
+        """Raises EndpointError with its last words where it has ended."""
+        if not self.alive():
+            why = self.ending() or " ".join(self.last_lines(50)[-1:]) or "it said nothing"
+            raise EndpointError(f"the container ended at once: {why[:400]}")
 
     def _tells(self, template: str) -> str | None:
         return _call(self.engine, "container", "inspect", "--format", template, self.name)
@@ -198,14 +205,22 @@ class ServerContainer:
 
 def _call(engine: str, *command: str) -> str | None:
     """What the engine prints; None where it knows no such container or image. Raises EndpointError where it does not do it."""
-    try:
-        told = subprocess.run([engine, *command], capture_output=True, text=True, timeout=ENGINE_S, check=False)
-    except FileNotFoundError:
-        raise EndpointError(f"{engine} is not on the PATH: install it again, or put it there") from None
-    except subprocess.TimeoutExpired:
-        raise EndpointError(f"{engine} {command[0]} did not end within {ENGINE_S:g} s: is the engine stuck?") from None
+    told = _run(engine, *command)
     if told.returncode == 0:
         return told.stdout.strip()
     if any(sign in told.stderr.lower() for sign in (*_GONE, "no such image", "image not known", "unable to find")):
         return None
     raise EndpointError(refusal(engine, told.stderr))
+
+
+def _run(engine: str, *command: str, merged: bool = False) -> subprocess.CompletedProcess[str]:
+    """`merged`: what it says on stderr is among what it prints. Raises EndpointError where there is no such program, or it hangs."""
+    errors = subprocess.STDOUT if merged else subprocess.PIPE
+    try:
+        return subprocess.run(
+            [engine, *command], stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace", timeout=ENGINE_S, check=False
+        )
+    except FileNotFoundError:
+        raise EndpointError(f"{engine} is not on the PATH: install it again, or put it there") from None
+    except subprocess.TimeoutExpired:
+        raise EndpointError(f"{engine} {command[0]} did not end within {ENGINE_S:g} s: is the engine stuck?") from None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hls_foundry.errors import EndpointError
 
 SUN_PATH = 100  # a Unix socket's path has about 108 bytes
 SOCKET = "control.sock"
+ANSWER_S = 40.0  # a server that is starting has little time for us
 
 
 def open_port(folder: Path, name: str) -> None:
@@ -42,19 +45,18 @@ def _confirmed(connection: socket.socket, folder: Path) -> None:
         raise EndpointError(f"the server of {folder.name} did not open the endpoint's port: see its log")
 
 
-def _connected(folder: Path, name: str) -> socket.socket:
-    """A connection to a control socket, however long the folder's path is."""
-    connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(10)
+@contextmanager
+def _connected(folder: Path, name: str) -> Iterator[socket.socket]:
+    """A connection to a control socket, however long the folder's path is. Whatever goes wrong on it is an EndpointError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        path = folder / name
-        connection.connect(str(path) if len(os.fsencode(path)) < SUN_PATH else f"/proc/self/fd/{descriptor}/{name}")
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(ANSWER_S)
+            path = folder / name
+            connection.connect(str(path) if len(os.fsencode(path)) < SUN_PATH else f"/proc/self/fd/{descriptor}/{name}")
+            yield connection
     except OSError as error:
-        connection.close()
-        raise EndpointError(
-            f"the server of {folder.name} does not answer on its control socket ({error.strerror}): delete the endpoint"
-        ) from None
+        said = error.strerror or str(error)
+        raise EndpointError(f"the server of {folder.name} does not answer on its control socket ({said}): delete the endpoint") from None
     finally:
         os.close(descriptor)
-    return connection

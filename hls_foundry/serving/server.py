@@ -29,6 +29,7 @@ from hls_foundry.serving.logs import configure, log
 from hls_foundry.serving.settings import ServingSettings
 
 GRACE_S = 0.5  # for clients that are about to send on a kept connection: they get an answer and `Connection: close`
+LISTENING_S = 30.0  # a container is sent its sockets while it imports torch
 FORCED = 1
 
 
@@ -138,11 +139,13 @@ class _Control:
         self._process, self._loop = process, loop
         self._public = None if handover.public_fd is None else socket.socket(fileno=handover.public_fd)
         self._listening = socket.socket(socket.AF_UNIX)
-        handover.control.unlink(missing_ok=True)
-        self._listening.bind(str(handover.control))
+        made = handover.control.with_suffix(".tmp")  # under its name once it can be connected to
+        made.unlink(missing_ok=True)
+        self._listening.bind(str(made))
         # A container's user is none of the host's: there the folder that holds the socket's keeps others out.
-        handover.control.chmod(0o666 if handover.check_fd is None else 0o600)
+        made.chmod(0o666 if handover.check_fd is None else 0o600)
         self._listening.listen(4)
+        made.replace(handover.control)
 
     def start(self) -> None:
         threading.Thread(target=self._answer, name="control", daemon=True).start()
@@ -174,7 +177,7 @@ class _Control:
             socket.send_fds(connection, [b"ok"], [self._public.fileno()])
 
     def _listen(self, listening: socket.socket) -> None:
-        asyncio.run_coroutine_threadsafe(self._process.listen(listening), self._loop).result(5)
+        asyncio.run_coroutine_threadsafe(self._process.listen(listening), self._loop).result(LISTENING_S)
 
 
 def run(handover: Handover | None = None) -> int:

@@ -41,7 +41,7 @@ def endpoints(tmp_path: Path, image: Image) -> Iterator[LocalEndpoints]:
     yield home
     if (home.home / NAME / "endpoint.json").exists():
         home.delete(NAME)
-    assert containers(image) == []
+    assert containers(image, home.home) == []
 
 
 @pytest.fixture
@@ -49,8 +49,9 @@ def spec(image: Image, bundle: Path) -> ContainerSpec:
     return container_spec(ContainerSettings(image=image.name, engine=image.engine), bundle)  # type: ignore[arg-type]
 
 
-def containers(image: Image) -> list[str]:
-    command = [image.engine, "ps", "--all", "--filter", f"label={LABEL}={NAME}", "--format", "{{.Names}}"]
+def containers(image: Image, home: Path) -> list[str]:
+    """Those of the endpoint in `home`."""
+    command = [image.engine, "ps", "--all", "--filter", f"label={LABEL}={home / NAME}", "--format", "{{.Names}}"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
 
@@ -91,7 +92,7 @@ def test_the_whole_inference_test_passes_without_rights_or_network(
     assert report.agreement >= 0.9999
     assert {(result.request, result.reply) for result in report.formats if result.requests} == {(a, b) for a in REQUESTS for b in REPLIES}
     assert len(report.bad_requests) > 20
-    (name,) = containers(image)
+    (name,) = containers(image, endpoints.home)
     told = subprocess.run([image.engine, "container", "inspect", name], capture_output=True, text=True, check=True).stdout
     (container,) = json.loads(told)
     host = container["HostConfig"]
@@ -118,13 +119,13 @@ def test_it_takes_a_process_s_place_and_gives_it_back_without_a_lost_request(
         assert deploy(endpoints, bundle, spec) == second, "the same, healthy: nothing is restarted"
         third = deploy(endpoints, other, spec)
         assert answer_of(third) == load_bundle(other).sha256
-        assert len(containers(image)) == 1
+        assert len(containers(image, endpoints.home)) == 1
         last = deploy(endpoints, bundle, None)
     assert caller.bad == []
     assert len(caller.digests) == 2
     assert {first.url, second.url, third.url, last.url} == {first.url}
     assert not any(endpoint.running for endpoint in (first, second, third))
-    assert (last.target, containers(image)) == ("local", [])
+    assert (last.target, containers(image, endpoints.home)) == ("local", [])
     assert "stopped" in (Path(third.log)).read_text()
     assert not list((endpoints.home / NAME).glob("*.shared"))
 
@@ -148,7 +149,7 @@ def test_what_cannot_be_served_is_one_line_and_the_one_before_answers(
             deploy(endpoints, folder, less, sha256="0" * 64)
         assert expected in str(refusal.value)
         assert "\n" not in str(refusal.value)
-        assert len(containers(image)) == 1
+        assert len(containers(image, endpoints.home)) == 1
     assert answer_of(first) == first.sha256
     assert endpoints.get(NAME) == first
 
@@ -160,7 +161,7 @@ def test_memory_that_runs_out_in_the_first_test_is_said(endpoints: LocalEndpoint
     with pytest.raises(EndpointError, match=r"ended in its first test: .*memory_mb is 400") as refusal:
         deploy(endpoints, bundle, replace(spec, memory_mb=400), check=large)
     assert "\n" not in str(refusal.value)
-    assert containers(image) == []
+    assert containers(image, endpoints.home) == []
     assert endpoints.list() == []
 
 
@@ -198,7 +199,7 @@ def test_a_port_that_is_taken(endpoints: LocalEndpoints, image: Image, spec: Con
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(EndpointError, match="cannot be used") as refusal:
         endpoints.deploy(NAME, bundle, sha256="0" * 64, model_version="1", port=taken.getsockname()[1], container=spec)
     assert "\n" not in str(refusal.value)
-    assert containers(image) == []
+    assert containers(image, endpoints.home) == []
 
 
 def test_run_py_deploys_tests_asks_and_deletes_it(image: Image, tmp_path: Path) -> None:
@@ -213,4 +214,4 @@ def test_run_py_deploys_tests_asks_and_deletes_it(image: Image, tmp_path: Path) 
         machine.run("predict", str(scene), "--endpoint", NAME, "--out", str(tmp_path / "there.tif"))
     finally:
         machine.run("endpoints", "--delete", NAME)
-    assert containers(image) == []
+    assert containers(image, tmp_path / "foundry/endpoints") == []
