@@ -1,6 +1,6 @@
 """What a container's image is, seen from where runs are submitted: its kind, architecture, size and digest.
 
-A digest of gigabytes takes seconds, so it is kept in HOME/images.json for as long as size and time of change stay the same.
+A digest of gigabytes takes seconds, so it is kept in HOME/image-digests.json for as long as size and time of change stay the same.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _machine_of_program(program: Path, root: Path) -> str:
 def _digest(path: Path, home: Path) -> str:
     real = path.resolve()
     stamp = hashlib.sha256("\n".join(_stamps(real)).encode("utf-8", "surrogateescape")).hexdigest()
-    notes = home / "images.json"
+    notes = home / "image-digests.json"
     try:
         known: dict[str, list[str]] = json.loads(notes.read_bytes())
     except (OSError, ValueError):

@@ -229,8 +229,8 @@ def test_a_digest_is_computed_again_only_where_the_file_has_changed(tmp_path: Pa
     image.write_bytes(b"hsqs" + bytes(92))
     settings = ContainerSettings(runtime="charliecloud", image=str(image))
     first = inspect_image(settings, home)
-    noted = json.loads((home / "images.json").read_text())
-    (home / "images.json").write_text(json.dumps({name: [stamp, "noted"] for name, (stamp, _) in noted.items()}))
+    noted = json.loads((home / "image-digests.json").read_text())
+    (home / "image-digests.json").write_text(json.dumps({name: [stamp, "noted"] for name, (stamp, _) in noted.items()}))
     assert inspect_image(settings, home).digest == "sha256:noted"
     os.utime(image, ns=(1, 1))
     assert inspect_image(settings, home).digest == first.digest
