@@ -49,7 +49,8 @@ def draw_versions(name: str, versions: Sequence[Version]) -> str:
     title = f"{name.replace('_', ' ').capitalize()}: the model and its versions"
     current = next((version for version in versions if version.stage == "production"), None)
     sections = [*(_production(current) if current else [Section("In production", note("No version is in production."))])]
-    sections.append(Section("All versions", table([_row(version) for version in versions])))
+    decisions = {f"version {version.number}": version.metadata.get("promotion", "not decided yet") for version in versions}
+    sections.append(Section("All versions", table([_row(version) for version in versions]), facts(decisions)))
     if current:
         sections += [*_endpoint(current), *_lineage(current), *_card(current)]
     return page(title, f"{len(versions)} version{'' if len(versions) == 1 else 's'}.", sections, contents=True)
@@ -113,7 +114,6 @@ def _row(version: Version) -> dict[str, Any]:
         **{label: test.get(key) for key, label in (("iou", "test IoU"), ("miou", "mean IoU"), ("f1", "F1"))},
         "baseline IoU": known.get("baseline", {}).get("iou"),
         "published": "uri" in known,
-        "decision": known.get("promotion", ""),
     }
 
 
@@ -122,7 +122,7 @@ def _endpoint(version: Version) -> list[Section]:
     if not known:
         return [Section("Endpoint", note("It has not been deployed yet: run.py --pipeline deploy does that."))]
     rows = {"state": endpoint_state(known), **known}
-    return [Section("Endpoint", columns(facts(rows), facts(tested) if tested else ""))]
+    return [Section("Endpoint", columns(facts(rows), f"<h3>Its inference test</h3>{facts(tested)}" if tested else ""))]
 
 
 def endpoint_state(known: Mapping[str, Any]) -> str:
