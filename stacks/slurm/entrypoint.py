@@ -35,7 +35,7 @@ from zenml.step_operators.step_operator_entrypoint_configuration import StepOper
 from zenml.steps.base_step import BaseStep
 from zenml.utils import source_utils
 
-from hls_foundry.errors import Preempted
+from hls_foundry.errors import FoundryError, Preempted
 from stacks.slurm.integrations import activate_on_demand
 from stacks.slurm.own_job import ENDED, RESTARTING, OwnJob
 from stacks.slurm.plan import RUN_ID
@@ -153,7 +153,10 @@ def main(arguments: list[str]) -> None:
         _ = Client().zen_store
         gc.freeze()
         gc.enable()
-        configuration.run()
+        try:
+            configuration.run()
+        except FoundryError:  # what a user can mend: ZenML has just logged it in one line, and a trace would hide that
+            sys.exit(1)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
