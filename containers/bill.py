@@ -74,7 +74,7 @@ def _licences(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def licence_rows(bill: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Of each component its kind (pypi, deb, platform), name, version and licences, sorted."""
+    """Of each component its kind (pypi, library for what PyPI does not have, deb, platform), name, version and licences, sorted."""
     rows = []
     for part in bill["components"]:
         kind = part.get("purl", "").removeprefix("pkg:").partition("/")[0] or part["type"]

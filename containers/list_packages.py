@@ -8,7 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ QUERY = "${db:Status-Abbrev}\\t${Package}\\t${Version}\\t${Architecture}\\n"
 
 def python_packages() -> dict[str, Any]:
     """cyclonedx-py's bill of the packages that this interpreter can import."""
-    here = list(distributions())
     sys.path.insert(0, TOOL)  # not PYTHONPATH, which the interpreter that is looked at would have as well
     sys.argv = [
         "cyclonedx-py",
@@ -36,22 +35,11 @@ def python_packages() -> dict[str, Any]:
         if end.code:
             raise
     bill: dict[str, Any] = json.loads(ANSWER.read_text(encoding="utf-8"))
-    known = {component["name"]: component for component in bill["components"]}
-    for package in here:
-        name, version = package.metadata["Name"], package.version
-        if name not in known:  # the tool does not look where PYTHONPATH points: our own code in the serving image
-            known[name] = {"type": "library", "bom-ref": f"{name}=={version}", "name": name, "version": version}
-            bill["components"].append({**known[name], "purl": f"pkg:pypi/{name}@{version}", "licenses": declared(package)})
-            bill["dependencies"].append({"ref": f"{name}=={version}"})
-        elif not known[name].get("licenses"):  # nor does it take words that are no name of SPDX's
-            known[name]["licenses"] = declared(package)
+    for component in bill["components"]:
+        if not component.get("licenses"):  # the tool takes no words that are no name of SPDX's
+            told = metadata(component["name"]).get_all("License") or []
+            component["licenses"] = [{"license": {"name": text.splitlines()[0], "acknowledgement": "declared"}} for text in told if text]
     return bill
-
-
-def declared(package: Distribution) -> list[dict[str, Any]]:
-    """What a package says its licence is, in its own words."""
-    told = [text for field in ("License-Expression", "License") for text in package.metadata.get_all(field) or [] if text]
-    return [{"license": {"name": text.splitlines()[0], "acknowledgement": "declared"}} for text in told[:1]]
 
 
 def debian_packages() -> list[dict[str, Any]]:
