@@ -138,6 +138,8 @@ def resource(call: Call, params: Mapping[str, Any]) -> str:
             return str(params["ResourceArn"])
         kind = "EndpointName" if operation.endswith(("Endpoint", "EndpointAsync")) else next(key for key in kinds if key in params)
         return f"arn:aws:sagemaker:eu-central-1:123456789012:{kinds[kind]}/{params[kind]}"
+    if service == "ecr":
+        return f"arn:aws:ecr:eu-central-1:{params['registryId']}:repository/{params['repositoryName']}"
     if service == "logs":
         return f"arn:aws:logs:eu-central-1:123456789012:log-group:{params['logGroupName']}"
     if service == "cloudwatch" and operation != "DescribeAlarms":

@@ -19,6 +19,7 @@ from hls_foundry.endpoints.sagemaker.claim import claimed
 from hls_foundry.endpoints.sagemaker.control import ControlPlane
 from hls_foundry.endpoints.sagemaker.deployment import Deployment, EndpointChange, Waiting
 from hls_foundry.endpoints.sagemaker.endpoint import ASYNC_PATH, SYNC_PATH, SageMakerEndpoint
+from hls_foundry.endpoints.sagemaker.image import pinned
 from hls_foundry.endpoints.sagemaker.resources import (
     TAG_HOME,
     TAG_KIND,
@@ -67,9 +68,11 @@ class SageMakerEndpoints:
         deployment nothing is left. A run that was killed is completed by the next. `tags`: such as lineage ids. `progress` is told
         SageMaker's state and the seconds.
 
-        Raises EndpointError (one line): an endpoint of that name that is not ours, another run that changes it, what SageMaker refuses,
-        a failed creation with its reason and the container's last words, no end in time; and what `check` raises.
+        Raises EndpointError (one line): an image that ECR does not have, an endpoint of that name that is not ours, another run that
+        changes it, what SageMaker refuses, a failed creation with its reason and the container's last words, no end in time; and what
+        `check` raises.
         """
+        settings = settings.model_copy(update={"image": pinned(self.aws, settings.image)})
         plan = plan_deployment(settings, models, tags or {}, self._role(settings.role))
         waiting = Waiting(settings.startup_s + self._provision_s, self._pace, progress)
         with claimed(self.aws.client("s3"), plan.endpoint, self._home(plan)) as claim:

@@ -47,7 +47,12 @@ def engine_environment() -> dict[str, str]:
 
 def has_image(engine: str, image: str) -> bool:
     """Whether the engine has it."""
-    return subprocess.run([engine, "image", "inspect", image], capture_output=True, check=False).returncode == 0
+    return subprocess.run([engine, "image", "inspect", _known_as(image)], capture_output=True, check=False).returncode == 0
+
+
+def _known_as(image: str) -> str:
+    """The name that this machine has for it: what is given by digest is the one image in the rehearsal's ECR."""
+    return IMAGE if image.startswith(f"{IMAGE.rpartition(':')[0]}@") else image
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ def run_command(engine: str, home: Path, what: Contained) -> list[str]:
         command += ["--mount", f"type=bind,source={source},target={target},readonly"]
     for variable, value in what.environment.items():
         command += ["--env", f"{variable}={value}"]
-    return [*command, what.image, "serve"]
+    return [*command, _known_as(what.image), "serve"]
 
 
 def kill(engine: str, name: str) -> None:
