@@ -225,6 +225,11 @@ mkdir -p "$shield" && for name in squashfuse_ll squashfuse fuse2fs; do
   printf '#!/bin/bash\\ntrap "" TERM USR1 INT\\nexec %q "$@"\\n' "$real" > "$shield/.$$"
   chmod 700 "$shield/.$$" && mv "$shield/.$$" "$shield/$name"
 done
+# Under these names they win over an image's own: its HLS_FOUNDRY_HOME, say.
+for name in $(compgen -e); do case $name in
+  PATH|HOME|SHELL|SHLVL|PWD|OLDPWD|_|XDG_*|APPTAINER*|SINGULARITY*) ;;
+  *) export "APPTAINERENV_$name=${!name}" ;;
+esac; done
 export PATH="$shield:$PATH\""""
 
 
@@ -239,7 +244,7 @@ def _apptainer(container: Container) -> list[str]:
 
 
 _CHARLIECLOUD = """\
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin USER=${USER:-$(id -un)}
 # It cannot make mount points in an image that is read only: whatever empty folder of the image leads to a place is bound instead.
 look='for p; do q=$p; while [ ! -d "$q" ]; do q=$(dirname "$q"); done; [ "$q" = "$p" ] || [ -z "$(ls -A "$q")" ] || q=/; echo "$q"; done
 [ ! -e /ch/environment ] || echo environment'

@@ -134,9 +134,14 @@ def test_nothing_of_the_host_s_python_comes_along_and_what_a_step_needs_does(run
     made = container(run=run, image=str(tmp_path / "train.sif"), variables=("NOTE",), places=(str(run.root),))
     answer = json.loads(start(run, made, **leaks, **kept).stdout)
     code = str(run.code)
-    assert {name: value for name, value in answer["env"].items() if name in {**leaks, **kept}} == {**kept, "PYTHONPATH": code}
+    assert {name: value for name, value in answer["env"].items() if name in {**leaks, **kept}} == {
+        **kept, "PYTHONPATH": code, "APPTAINERENV_PYTHONPATH": code
+    }  # fmt: skip
     assert not [name for name in answer["env"] if name.startswith("BASH_FUNC")]
     assert (answer["env"]["PYTHONNOUSERSITE"], answer["env"]["HLS_INSIDE_PYTHON"]) == ("1", "python")
+    won = {name.removeprefix("APPTAINERENV_"): value for name, value in answer["env"].items() if name.startswith("APPTAINERENV_")}
+    assert won.items() >= {**kept, "PYTHONPATH": code}.items()
+    assert not {"PATH", "HOME"} & won.keys()
     assert "hush" not in " ".join(answer["argv"])
     assert answer["argv"][-4:] == [str(tmp_path / "train.sif"), "python", "-m", "one"]
 

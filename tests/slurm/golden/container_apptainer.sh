@@ -45,6 +45,11 @@ mkdir -p "$shield" && for name in squashfuse_ll squashfuse fuse2fs; do
   printf '#!/bin/bash\ntrap "" TERM USR1 INT\nexec %q "$@"\n' "$real" > "$shield/.$$"
   chmod 700 "$shield/.$$" && mv "$shield/.$$" "$shield/$name"
 done
+# Under these names they win over an image's own: its HLS_FOUNDRY_HOME, say.
+for name in $(compgen -e); do case $name in
+  PATH|HOME|SHELL|SHLVL|PWD|OLDPWD|_|XDG_*|APPTAINER*|SINGULARITY*) ;;
+  *) export "APPTAINERENV_$name=${!name}" ;;
+esac; done
 export PATH="$shield:$PATH"
 options=(); for bind in "${binds[@]}"; do options+=(--bind "$bind"); done
 exec "$program" "${runtime[@]:1}" --quiet exec --no-home --no-mount cwd --nv \

@@ -29,7 +29,7 @@ export HLS_INSIDE_PYTHON=python
 export HLS_INSIDE_HOME=/shared/runs/0b54c1/steps/fine_tune/home
 export HLS_INSIDE_COMMANDS=/shared/runs/0b54c1/commands
 export HLS_INSIDE_ZENML=0.98.0
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin USER=${USER:-$(id -un)}
 # It cannot make mount points in an image that is read only: whatever empty folder of the image leads to a place is bound instead.
 look='for p; do q=$p; while [ ! -d "$q" ]; do q=$(dirname "$q"); done; [ "$q" = "$p" ] || [ -z "$(ls -A "$q")" ] || q=/; echo "$q"; done
 [ ! -e /ch/environment ] || echo environment'
