@@ -267,4 +267,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is cleaned up
     sys.exit(main(sys.argv[1:]))
