@@ -27,6 +27,7 @@ from tests.containers.running import Image, readable
 from tests.serving.running import free_port
 from tests.serving.scenes import scene_tiff
 
+ROLE = "arn:aws:iam::123456789012:role/local"
 NETWORK = "sagemaker-local"  # the SDK's name for it
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(1200)]
@@ -86,7 +87,7 @@ def test_local_mode_deploys_the_image_and_the_inference_test_passes(
     pack_bundle(bundle, folder / "model.tar.gz")
     readable(folder)
     variables = {"HLS_MODEL_SHA256": load_bundle(bundle).sha256, "OMP_NUM_THREADS": "1"}
-    model = Model(docker_image, f"file://{folder}/model.tar.gz", role="arn:aws:iam::123456789012:role/local", env=variables, sagemaker_session=session)
+    model = Model(docker_image, f"file://{folder}/model.tar.gz", role=ROLE, env=variables, sagemaker_session=session)
     for index, size in enumerate((96, 224, 128)):
         (root / f"{index}.tif").write_bytes(scene_tiff(size, index))
     chips = pd.DataFrame([{"chip": str(index), "image": f"{index}.tif", "mask": ""} for index in range(3)])
