@@ -36,6 +36,7 @@ def connect(environment: Mapping[str, str] = os.environ) -> socket.socket:
 
 def main(command: list[str]) -> int:
     """The command's exit code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # a signal is handed on once there is a command to hand it to
     try:
         connection = connect()
         asked = {"command": command, "folder": str(os.getcwd()), "environment": dict(os.environ)}  # noqa: PTH109
@@ -50,6 +51,7 @@ def main(command: list[str]) -> int:
 
     for number in STOP:
         signal.signal(number, hand_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
     answer = b""
     while part := connection.recv(64):
         answer += part

@@ -54,11 +54,14 @@ class ContainerHost:
 
     def send(self, number: int) -> None:
         """Signal the process inside; as soon as it is there."""
-        if not self.pid:
-            self._waiting.append(number)
-            return
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+        self._waiting.append(number)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Called by two threads: whoever comes second finds what the first could not send."""
+        while self.pid and self._waiting:
+            with suppress(ProcessLookupError, IndexError):
+                os.kill(self.pid, self._waiting.pop(0))
 
     def end(self) -> None:
         """End the commands that nobody waits for any more."""
@@ -83,8 +86,7 @@ class ContainerHost:
                 return
             if message.get("here"):
                 self.pid = pid
-                while self._waiting:
-                    self.send(self._waiting.pop(0))
+                self._deliver()
                 return
             try:
                 code = self._run(message, files, connection)
