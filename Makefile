@@ -5,11 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 TASK ?= burn_scars
 
-.PHONY: help install run test test-images lint system images bill push lock docs pictures course figures bench clean
+.PHONY: help install run test test-images lint system system-images images bill push lock docs pictures course figures bench clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 install: $(VENV)/.installed  ## make .venv from requirements.lock
 
@@ -33,16 +33,20 @@ lint: install  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Debian starts and enables what it installs: neither is wanted of Slurm, munge and sshd, which the tests start themselves.
-SYSTEM := chromium slurm-wlm munge openssh-server openssh-client iproute2
-DAEMONS := munge slurmctld slurmd ssh
+# Debian starts and enables what it installs: neither is wanted of daemons, which the tests start themselves.
+system: PACKAGES := chromium slurm-wlm munge openssh-server openssh-client iproute2
+system: DAEMONS := munge slurmctld slurmd ssh
+system-images: PACKAGES := podman buildah uidmap slirp4netns fuse-overlayfs docker.io docker-compose docker-registry charliecloud-runtime squashfs-tools squashfuse
+system-images: DAEMONS := docker containerd docker-registry podman podman-auto-update podman-restart
 
 system:  ## what some tests need from Debian (as root): Chromium, Slurm, OpenSSH
+system-images:  ## what the tests of the images need from Debian (as root): engines, Charliecloud, a registry
+system system-images:
 	apt-get update -qq
 	@policy=/usr/sbin/policy-rc.d; new=; \
 	for unit in $(DAEMONS); do systemctl is-enabled --quiet $$unit 2>/dev/null || new="$$new $$unit"; done; \
 	test -e $$policy || { trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' > $$policy && chmod 755 $$policy; }; \
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SYSTEM) || exit 1; \
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(PACKAGES) || exit 1; \
 	if test -d /run/systemd/system; then for unit in $$new; do systemctl disable --quiet $$unit || true; done; fi
 
 images:  ## the container images, with docker or podman (PIP_CONF=FILE: a pip.conf for an index of yours)
