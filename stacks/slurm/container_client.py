@@ -52,10 +52,16 @@ def main(command: list[str]) -> int:
     for number in STOP:
         signal.signal(number, hand_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
+    connection.settimeout(0.1)  # for a signal that comes just before a wait, after which its handler would run
     answer = b""
-    while part := connection.recv(64):
+    while True:
+        try:
+            part = connection.recv(64)
+        except TimeoutError:
+            continue
+        if not part:
+            return int(json.loads(answer)) if answer else 1
         answer += part
-    return int(json.loads(answer)) if answer else 1
 
 
 if __name__ == "__main__":

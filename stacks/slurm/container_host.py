@@ -154,6 +154,13 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     return message, list(files)
 
 
+def _end_of(process: subprocess.Popen[bytes]) -> int:
+    """The exit code. A signal that comes just before a wait without end would be heeded after it only: Python's handlers run in between."""
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(1.0)
+
+
 def main(arguments: list[str]) -> int:
     """Run the command in the container; its exit code, or the end by the signal that ended it."""
     folder, words = Path(arguments[0]), arguments[2:]
@@ -178,7 +185,7 @@ def main(arguments: list[str]) -> int:
     for number in STOP:
         signal.signal(number, hand_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
-    code = process.wait()
+    code = _end_of(process)
     host.end()
     if code and not host.pid:
         print(f"the container on {socket.gethostname()} did not start (exit code {code}): see the line above", file=sys.stderr)
