@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cli.summary import RUN
 from steps.names import KEYS, MODEL_BUNDLE
 
 if TYPE_CHECKING:
@@ -56,4 +57,6 @@ def _is_local(output: ArtifactVersionResponse) -> bool:
 def _reason(error: Exception) -> str:
     if _is_gone(error):
         return "there is no such file any more"
+    if type(error).__name__ == "NoCredentialsError":
+        return f'no credentials for AWS: sign in as for the run (one of a rehearsal: eval "$({RUN} rehearsal up)")'
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

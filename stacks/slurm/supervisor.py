@@ -163,7 +163,7 @@ class Supervisor:
         """Pass a signal on to the step's process, each kind once; a second one changes nothing."""
         if number == signal.SIGUSR1 and not self.watch.warned:
             self.watch.warned = True
-            log(f"step {self.name}: SIGUSR1 from Slurm, the time is nearly up: the step saves and leaves")
+            log(f"step {self.name}: SIGUSR1 from Slurm: the time is nearly up, or others need the nodes: the step saves and leaves")
             if process:
                 process.send(signal.SIGUSR1)
                 end = self.own.standing().end
