@@ -146,7 +146,7 @@ def test_stop_asks_sagemaker_and_tells_zenml(sagemaker: Any, monkeypatch: pytest
 
 def test_following_the_logs_of_a_run_on_sagemaker_says_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "start_zenml", lambda: None)
-    monkeypatch.setattr(runs, "_find", lambda run: Record({"ingest": "running"}).run())
+    monkeypatch.setattr(runs, "find_run", lambda run: Record({"ingest": "running"}).run())
     with pytest.raises(ConfigError, match="leave out --follow"):
         runs.show_logs("flood-train-1", None, follow=True)
 

@@ -25,7 +25,8 @@ def told(number, frame):
     print("srun got", number, flush=True); sys.exit(number)
 for number in (signal.SIGTERM, signal.SIGUSR1): signal.signal(number, told)
 if sys.argv[1] == "wait":
-    print("waiting", flush=True); time.sleep(60)
+    print("waiting", flush=True)
+    for _ in range(600): time.sleep(0.1)  # a signal just before one long sleep would be heeded after it
 print(sys.argv[1:], os.getcwd(), sys.stdin.read(), os.environ.get("HLS_X"), os.environ.get("SLURM_NTASKS"), os.environ["OUTSIDE"])
 sys.exit(7)
 """
