@@ -34,7 +34,7 @@ IMAGES = """
 import json, sys
 from zenml.client import Client
 run = Client().get_pipeline_run(sys.argv[1])
-print(json.dumps({name: step.run_metadata["slurm"].get("image") for name, step in run.steps.items()}))
+print(json.dumps({name: step.run_metadata.get("slurm", {}).get("image") for name, step in run.steps.items()}))
 """
 
 
