@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -21,16 +21,24 @@ from stacks.slurm.transport import LocalTransport, Transport
 HOME = "HLS_FOUNDRY_HOME"
 
 
-def contained_job(job: StepJob, run: RunDirectory, step: StepFolder, transport: Transport, outer: RunDirectory | None = None) -> StepJob:
+def contained_job(
+    job: StepJob,
+    run: RunDirectory,
+    step: StepFolder,
+    transport: Transport,
+    outer: RunDirectory | None = None,
+    beside: Iterable[StepJob] = (),
+) -> StepJob:
     """`job` with the container that its settings ask for; as it is where they ask for none. Raises ConfigError for an image that is none.
 
-    `outer`: the run whose frozen code an isolated step shares.
+    `outer`: the run whose frozen code an isolated step shares. `beside`: jobs of the same submission, whose images are known by now: to
+    look at a folder of many files, or at a file across ssh, takes seconds.
     """
     settings = job.settings.container
     if not settings.active:
         return job
     base = outer or run
-    image = _image(job, transport)
+    image = _known(job, beside) or _image(job, transport)
     container = Container(
         settings=settings,
         folder=step.root,
@@ -44,6 +52,14 @@ def contained_job(job: StepJob, run: RunDirectory, step: StepFolder, transport: 
         zenml=metadata.version("zenml"),
     )
     return replace(job, container=container)
+
+
+def _known(job: StepJob, beside: Iterable[StepJob]) -> Image | None:
+    wanted = job.settings.container
+    for other in (other.container for other in beside if other.container):
+        if (other.settings.runtime, other.settings.image) == (wanted.runtime, wanted.image):
+            return Image("", digest=other.digest, size=other.size)
+    return None
 
 
 def _image(job: StepJob, transport: Transport) -> Image:

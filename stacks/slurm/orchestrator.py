@@ -92,7 +92,7 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
         for name, step in snapshot.step_configurations.items():
             own = {key: value for key, value in step_environments[name].items() if base_environment.get(key) != value}
             job = self._step_job(step.config.settings, step.config.resource_settings, own)
-            jobs[name] = contained_job(job, run, run.step(name), self.transport())
+            jobs[name] = contained_job(job, run, run.step(name), self.transport(), beside=jobs.values())
             after = tuple(other for other in step.spec.upstream_steps if other in snapshot.step_configurations)
             line = command(self._python_in(jobs[name]), "step", step_name=name, snapshot_id=str(snapshot.id))
             planned[name] = self._planned(run, name, step, jobs[name], line, after)
@@ -132,7 +132,7 @@ class SlurmOrchestrator(BaseOrchestrator):  # type: ignore[misc]
         assert placeholder_run is not None  # only scheduled pipelines have none
         run, transport = self._run_directory(placeholder_run), self.transport()
         slurm = Slurm(transport)
-        closing = contained_job(self._closing_job(jobs), run, run.closing, transport)
+        closing = contained_job(self._closing_job(jobs), run, run.closing, transport, beside=jobs.values())
         closing_line = self._contained(closing, (self._python_in(closing), "-m", "stacks.slurm.closing", str(run.root)))
         requests = {name: Request(name, job.settings, job.resources) for name, job in {**jobs, "closing": closing}.items()}
         check_requests(slurm, requests)

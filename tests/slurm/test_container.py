@@ -15,11 +15,14 @@ from typing import Any
 import pytest
 
 from hls_foundry.errors import ConfigError
+from stacks.slurm import contained
 from stacks.slurm.container import MACHINES, Container, ContainerSettings, render_container_script
 from stacks.slurm.container_inside import difference, refusal
-from stacks.slurm.image import FOLDER, REGISTRY, SIF, SQUASHFS, inspect_image
+from stacks.slurm.image import FOLDER, REGISTRY, SIF, SQUASHFS, Image, inspect_image
 from stacks.slurm.run_directory import RunDirectory
-from stacks.slurm.settings import SlurmSettings, parse_settings
+from stacks.slurm.settings import Resources, SlurmSettings, parse_settings
+from stacks.slurm.submission import StepJob
+from stacks.slurm.transport import LocalTransport
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).resolve().parents[2]
@@ -239,6 +242,30 @@ def test_a_digest_is_computed_again_only_where_the_file_has_changed(tmp_path: Pa
     assert inspect_image(settings, home).digest == "sha256:noted"
     os.utime(image, ns=(1, 1))
     assert inspect_image(settings, home).digest == first.digest
+
+
+def test_the_jobs_of_a_submission_look_at_an_image_once(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    def looks(settings: ContainerSettings) -> Image:
+        looked.append(str(settings.image))
+        return inspect_image(settings, tmp_path / "home")
+
+    monkeypatch.setattr(contained, "inspect_image", looks)
+    monkeypatch.setattr(contained, "_places", lambda job: ())
+    other = tmp_path / "other.sif"
+    other.write_bytes((tmp_path / "train.sif").read_bytes() + b"more")
+    jobs: list[StepJob] = []
+    for image, binds in ((tmp_path / "train.sif", []), (tmp_path / "train.sif", ["/data"]), (other, []), (tmp_path / "train.sif", [])):
+        asked = SlurmSettings(container=ContainerSettings(runtime="apptainer", image=str(image), binds=binds))
+        jobs.append(contained.contained_job(StepJob(asked, Resources()), run, run.step("a"), LocalTransport(), beside=jobs))
+    assert looked == [str(tmp_path / "train.sif"), str(other)]
+    made = [job.container for job in jobs if job.container]
+    assert [container.digest for container in made[:2]] == [made[3].digest] * 2 != [made[2].digest] * 2
+    assert [container.size for container in made] == [
+        image.stat().st_size for image in (tmp_path / "train.sif",) * 2 + (other, tmp_path / "train.sif")
+    ]
+    assert made[1].settings.binds == ["/data"]
 
 
 @pytest.mark.parametrize(
