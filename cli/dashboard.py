@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import sys
 import webbrowser
+from itertools import islice
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 import click
 
 from cli.dashboard_process import Dashboard, DashboardServer
+from cli.runs import OUR_NAME, find_run, latest_run, our_runs
 from cli.session import start_zenml
 from cli.summary import RUN
 from hls_foundry.errors import ConfigError
@@ -20,8 +21,7 @@ from hls_foundry.errors import ConfigError
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
 
-OUR_NAME = re.compile(r"(?P<task>.+)-(?P<pipeline>train|deploy)-\d{8}-\d{6}-[0-9a-f]{4}")
-LOOKED_AT = 500
+SQLITE = "sqlite:"
 
 
 def show(task: str | None, run: str | None, *, port: int | None, open_browser: bool) -> None:
@@ -61,12 +61,13 @@ def stop() -> None:
 
 def run_url(run: PipelineRunResponse) -> str | None:
     """The page of `run`, without the key, where a dashboard is up. Needs a session of ZenML."""
+    from zenml.client import Client
     from zenml.utils.dashboard_utils import get_run_url
 
-    server = _server()
-    if server is None:
+    if not Client().zen_store.url.startswith(SQLITE):  # a server knows its own address; a database has no pages
         return get_run_url(run)
-    dashboard = server.running()
+    server = _server()
+    dashboard = server.running() if server else None
     return f"{dashboard.url}{_path(run.id)}" if dashboard else None
 
 
@@ -78,7 +79,7 @@ def _server() -> DashboardServer | None:
     store = Client().zen_store
     if store.type == StoreType.REST:
         return None
-    if not store.url.startswith("sqlite:"):
+    if not store.url.startswith(SQLITE):
         raise ConfigError("ZenML's store is a MySQL database: run ZenML's server on it, and zenml login there for its dashboard")
     return DashboardServer(store.url)
 
@@ -91,27 +92,12 @@ def _local_stores() -> str:
 
 def _runs(task: str | None, run: str | None) -> list[PipelineRunResponse]:
     """The run that was asked for, then the latest of the same task by the other pipeline. Raises ConfigError where there is none."""
-    from zenml.client import Client
-
-    from cli.runs import find_run
-
-    ours = [
-        (found, name["task"], name["pipeline"])
-        for found in Client().list_pipeline_runs(sort_by="desc:created", size=LOOKED_AT).items
-        if (name := OUR_NAME.fullmatch(found.name))
-    ]
-    if run is not None:
-        chosen = find_run(run)
-    elif matching := [found for found, its_task, _ in ours if task in (None, its_task)]:
-        chosen = matching[0]
-    else:
-        of_task, option = (f" of task '{task}'", f" --task {task}") if task else ("", "")
-        raise ConfigError(f"no runs{of_task} yet: {RUN}{option} starts one")
+    chosen = find_run(run) if run else latest_run(task)
     name = OUR_NAME.fullmatch(chosen.name)
     if name is None:
         return [chosen]
-    others = [found for found, its_task, pipeline in ours if its_task == name["task"] and pipeline != name["pipeline"]]
-    return [chosen, *others[:1]]
+    others = (found for found in our_runs(name["task"]) if f"-{name['pipeline']}-" not in found.name)
+    return [chosen, *islice(others, 1)]
 
 
 def _models(run: PipelineRunResponse) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli import cost
-from cli.summary import RUN, Summary
+from cli.summary import Summary
 from hls_foundry import report as pages
 from hls_foundry.errors import ConfigError
 from hls_foundry.home import foundry_home
@@ -78,19 +78,9 @@ def show_report(run: str, task: str | None, *, out: Path | None, png: Path | Non
 
 def _find(run: str, task: str | None) -> list[PipelineRunResponse]:
     """The run, after the training run that published the model which it deploys."""
-    from zenml.client import Client
+    from cli.runs import find_run, latest_run
 
-    from cli.runs import find_run
-
-    if run != "latest":
-        chosen = find_run(run)
-    elif task is None:
-        chosen = find_run(None)
-    else:
-        latest = Client().list_pipeline_runs(name=f"startswith:{task}-", sort_by="desc:created", size=1).items
-        if not latest:
-            raise ConfigError(f"no runs of task '{task}' yet: {RUN} --task {task} starts one")
-        chosen = latest[0]
+    chosen = latest_run(task) if run == "latest" else find_run(run)
     return [*_training_of(chosen), chosen]
 
 
@@ -119,12 +109,13 @@ def _published_by(output: Any) -> str | None:
 
 
 def _summarise(runs: list[PipelineRunResponse]) -> Summary:
+    from cli.runs import OUR_NAME
     from hls_foundry.endpoints.endpoint_page import rehearsed
 
     last = runs[-1]
     stack = last.stack.name.removeprefix("hls-") if last.stack else "that was deleted"
-    name, _, rest = last.name.partition("-train-" if "-train-" in last.name else "-deploy-")
-    summary = Summary(stack, name if rest else last.name)
+    name = OUR_NAME.fullmatch(last.name)
+    summary = Summary(stack, name["task"] if name else last.name)
     for run in runs:
         summary.add(run.pipeline.name if run.pipeline else "", run)
     endpoint = summary.artifacts.get("endpoint")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,17 @@ import click
 import psutil
 
 from cli.session import start_zenml
+from cli.summary import RUN
 from hls_foundry.endpoints.aws import Aws
 from hls_foundry.endpoints.settings import AwsSettings
 from hls_foundry.errors import ConfigError
 from hls_foundry.home import foundry_home
 
 MOST_LOG_LINES = 10_000
+OUR_NAME = re.compile(r"(?P<task>.+)-(?P<pipeline>train|deploy)-\d{8}-\d{6}-[0-9a-f]{4}")
+"""The names of the runs that run.py starts: the store may have those of other projects."""
+
+LOOKED_AT = 500
 
 if TYPE_CHECKING:
     from zenml.models import PipelineRunResponse
@@ -161,6 +167,22 @@ def find_run(run: str | None) -> PipelineRunResponse:
         return Client().get_pipeline_run(run)
     except (KeyError, ValueError):
         raise ConfigError(f"no run '{run}': python run.py status lists them") from None
+
+
+def our_runs(task: str | None = None) -> list[PipelineRunResponse]:
+    """The runs that run.py started, of `task` (none: of any), the latest first; among the latest 500 of the store."""
+    from zenml.client import Client
+
+    latest = Client().list_pipeline_runs(sort_by="desc:created", size=LOOKED_AT).items
+    return [run for run in latest if (name := OUR_NAME.fullmatch(run.name)) and task in (None, name["task"])]
+
+
+def latest_run(task: str | None = None) -> PipelineRunResponse:
+    """The latest of `our_runs`. Raises ConfigError where there is none."""
+    if runs := our_runs(task):
+        return runs[0]
+    of_task, option = (f" of task '{task}'", f" --task {task}") if task else ("", "")
+    raise ConfigError(f"no runs{of_task} yet: {RUN}{option} starts one")
 
 
 def _local_time(moment: datetime) -> str:

@@ -19,7 +19,7 @@ from hls_foundry.endpoints.inference_test import InferenceTestReport
 from hls_foundry.endpoints.publish import Published
 from hls_foundry.evaluation.evaluate import EvaluationReport
 from hls_foundry.models.bundle import weights_digest
-from hls_foundry.revision import PACKAGES, code_version
+from hls_foundry.revision import code_version, package_versions
 from hls_foundry.validation.report import ValidationReport
 from steps.artifacts import BundleFolder, PlacedModels, PromotionRecord, PublishedModel, TrainingHistory
 
@@ -80,7 +80,7 @@ def _bundle_facts(bundle: BundleFolder) -> dict[str, Any]:
 
 def record_surroundings() -> None:
     """A hook for the end of a step: where it ran, and with what code and packages."""
-    packages = {name: metadata.version(name) for name in (*PACKAGES, "great-expectations", "zenml")}
+    packages = package_versions() | {name: metadata.version(name) for name in ("great-expectations", "zenml")}
     log_metadata(
         {
             "code": code_version(),

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from datetime import datetime
 from http.cookiejar import CookieJar
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import HTTPCookieProcessor, OpenerDirector, ProxyHandler, Request, build_opener
+from uuid import uuid4
 
 import pytest
 
@@ -180,3 +182,15 @@ def test_the_model_page_without_a_production_version() -> None:
     page = draw_versions("flood", [Version("1", "none", datetime(2026, 11, 23), {"promotion": "not promoted"}, {})])
     for said in ("Flood: the model and its versions", "No version is in production.", "not promoted", "1 version."):
         assert said in page
+
+
+def test_a_run_in_a_database_of_ones_own_has_no_page_and_its_summary_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zenml.client import Client
+    from zenml.enums import StoreType
+    from zenml.models import PipelineRunResponse
+
+    from cli.dashboard import run_url
+
+    database = SimpleNamespace(type=StoreType.SQL, url="mysql://127.0.0.1:9/zenml")
+    monkeypatch.setattr(Client, "zen_store", property(lambda client: database))
+    assert run_url(PipelineRunResponse.model_construct(id=uuid4())) is None
