@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from cli.interrupts import heeded_interrupts
 from cli.screen import Screen
 from hls_foundry.errors import ConfigError, FoundryError, Preempted
 from hls_foundry.home import REPOSITORY, foundry_home
@@ -44,7 +45,8 @@ def user_errors(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            return command(*args, **kwargs)
+            with heeded_interrupts():
+                return command(*args, **kwargs)
         except FoundryError as error:
             _fail(str(error), EXIT_USER)
         except Preempted as error:

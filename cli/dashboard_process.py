@@ -28,7 +28,7 @@ from urllib.request import ProxyHandler, build_opener
 
 import psutil
 
-from cli.session import deferred_signals
+from cli.interrupts import deferred_signals
 from hls_foundry.errors import ConfigError, FoundryError
 from hls_foundry.home import REPOSITORY, foundry_home
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cli.interrupts import deferred_signals
 from hls_foundry.errors import ConfigError, FoundryError, Preempted
 from hls_foundry.home import REPOSITORY
 from stacks.aws.managed import quiet_sdk
@@ -83,23 +82,6 @@ def _check_server() -> None:
     for finding in check_store(url, Path(), key):
         if not finding.passed and (key or finding.name != "store key"):  # without a key, a login by hand may do
             raise ConfigError(f"ZenML's {finding.name}: {finding.found}: {finding.remedy}")
-
-
-@contextmanager
-def deferred_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM during the body take effect at its end. Only in the main thread, where Python handles signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received: list[int] = []
-    before = {number: signal.signal(number, lambda got, _: received.append(got)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        signal.raise_signal(received[0])
 
 
 def _said_elsewhere(record: logging.LogRecord) -> bool:
