@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from containers.build import ImageError, Order, build
 from hls_foundry.endpoints.engine import find_engine
-from hls_foundry.errors import EndpointError
-from tests.conftest import missing
-from tests.containers.running import Image, readable
+from tests.containers.running import Image, built, readable
 from tests.serving.bundles import tiny_bundle
 
 
 @pytest.fixture(scope="session")
 def image() -> Iterator[Image]:
     """The image of this checkout; HLS_TEST_IMAGE names one that the engine has already."""
-    if built := os.environ.get("HLS_TEST_IMAGE"):
-        yield Image(find_engine().program, built)
+    if there := os.environ.get("HLS_TEST_IMAGE"):
+        yield Image(find_engine().program, there)
         return
-    order = Order("serve", tag=f"hls-foundry-serve:test-{os.getpid()}")
-    try:
-        engine = find_engine()
-        build(engine, order)
-    except (EndpointError, ImageError) as error:
-        missing(str(error))
-    yield Image(engine.program, order.reference)
-    subprocess.run([engine.program, "rmi", "--no-prune", order.reference], capture_output=True, check=False)  # the layers stay for the next
+    with built("serve") as (engine, name):
+        yield Image(engine.program, name)
 
 
 @pytest.fixture(scope="session")

@@ -1,25 +1,43 @@
-"""A container of the serving image for tests: a real engine, a port of its own, gone at the end."""
+"""Images built for a test, and a container of the serving one: a real engine, a port of its own, gone at the end."""
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from containers.build import inspect
+from containers.build import ImageError, Order, build, inspect
 from hls_foundry.endpoints.client import EndpointClient
 from hls_foundry.endpoints.container import SHARED
 from hls_foundry.endpoints.control import SOCKET, hand_over, open_port
-from hls_foundry.endpoints.engine import find_engine
+from hls_foundry.endpoints.engine import Engine, find_engine
+from hls_foundry.errors import EndpointError
+from tests.conftest import missing
 from tests.serving.running import free_port
 
 START_S, STOP_S = 60.0, 30
 CONTAINER_PORT = 8080
 MODEL = "/opt/ml/model"
+
+
+@contextmanager
+def built(name: str) -> Iterator[tuple[Engine, str]]:
+    """The engine, and the image of containers/`name` as this checkout makes it. Its layers stay for the next who builds."""
+    order = Order(name, tag=f"hls-foundry-{name}:test-{os.getpid()}")
+    try:
+        engine = find_engine()
+        build(engine, order)
+    except (EndpointError, ImageError) as error:
+        missing(str(error))
+    yield engine, order.reference
+    subprocess.run([engine.program, "rmi", "--no-prune", order.reference], capture_output=True, check=False)
 
 
 def readable(folder: Path) -> Path:

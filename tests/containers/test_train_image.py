@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from containers.build import ImageError, Order, build, inspect, version
-from hls_foundry.endpoints.engine import Engine, find_engine
-from hls_foundry.errors import EndpointError
-from tests.conftest import missing
+from containers.build import Order, build, inspect, version
+from hls_foundry.endpoints.engine import Engine
+from tests.containers.running import built
 
 SIZE = 2.5e9
 FROZEN = "/tmp/frozen"
@@ -42,14 +41,8 @@ class TrainImage:
 
 @pytest.fixture(scope="module")
 def image() -> Iterator[TrainImage]:
-    order = Order("train", tag=f"hls-foundry-train:test-{os.getpid()}")
-    try:
-        engine = find_engine()
-        build(engine, order)
-    except (EndpointError, ImageError) as error:
-        missing(str(error))
-    yield TrainImage(engine, order.reference)
-    subprocess.run([engine.program, "rmi", "--no-prune", order.reference], capture_output=True, check=False)  # the layers stay for the next
+    with built("train") as (engine, name):
+        yield TrainImage(engine, name)
 
 
 def test_the_image_is_unprivileged_and_says_what_it_is(image: TrainImage) -> None:

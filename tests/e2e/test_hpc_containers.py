@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,10 +17,9 @@ from typing import Any
 
 import pytest
 
-from containers.build import ImageError, Order, build
-from hls_foundry.endpoints.engine import Engine, find_engine
-from hls_foundry.errors import EndpointError
+from hls_foundry.endpoints.engine import Engine
 from tests.conftest import ROOT, missing
+from tests.containers.running import built
 from tests.e2e.login_node import STEPS, LoginNode, SubmittedRun, Training, ended, on_a_cluster, until
 
 pytestmark = [pytest.mark.image, pytest.mark.e2e, pytest.mark.timeout(1800)]
@@ -51,14 +49,8 @@ class Exported:
 
 @pytest.fixture(scope="module")
 def exported() -> Iterator[Exported]:
-    order = Order("train", tag=f"hls-foundry-train:nodes-{os.getpid()}")
-    try:
-        engine = find_engine()
-        build(engine, order)
-    except (EndpointError, ImageError) as error:
-        missing(str(error))
-    yield Exported(engine, order.reference)
-    subprocess.run([engine.program, "rmi", "--no-prune", order.reference], capture_output=True, check=False)
+    with built("train") as (engine, name):
+        yield Exported(engine, name)
 
 
 @pytest.fixture(scope="module")

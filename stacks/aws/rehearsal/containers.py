@@ -223,7 +223,7 @@ class Container:
         mounts = {engines.MODELS: self.folder / "models"} if order.multi_model else {engines.MODEL: self.folder / "model"}
         memory = order.serverless["memory_mb"] if order.serverless else None
         what = engines.Contained(self._name, order.image, mounts, self._environment(), memory)
-        return engines.run_command(around.engine, around.home, what), dict(os.environ)
+        return engines.run_command(around.engine, around.home, what)
 
     async def _answers(self) -> bool:
         """True once /ping says 200; False where the process ends."""

@@ -24,6 +24,7 @@ ENGINE = "HLS_REHEARSAL_ENGINE"
 LABEL = "hls-foundry.rehearsal"
 MODEL, MODELS = "/opt/ml/model", "/opt/ml/models"  # where SageMaker puts them
 _ENGINES_OWN = ("DOCKER_", "CONTAINERS_", "CONTAINER_", "XDG_", "DBUS_")
+_HEEDED = (*_ENGINES_OWN, "PATH", "HOME", "TMPDIR", "LD_")
 ENGINE_S = 120.0
 
 
@@ -66,16 +67,20 @@ class Contained:
     memory_mb: int | None
 
 
-def run_command(engine: str, home: Path, what: Contained) -> list[str]:
-    """What runs a container of the rehearsal in `home` in the foreground, its log on our standard output."""
+def run_command(engine: str, home: Path, what: Contained) -> tuple[list[str], dict[str, str]]:
+    """What runs a container of the rehearsal in `home` in the foreground, its log on our standard output; and with which environment.
+
+    The engine takes the variables' values from there, so that no command line shows them; but for those that it would heed itself.
+    """
     command = [engine, "run", "--rm", "--pull", "never", "--name", what.name, "--label", f"{LABEL}={home}"]
     command += ["--network", "host", "--security-opt", "label=disable"]  # SELinux would keep the model from it
     command += [] if what.memory_mb is None else ["--memory", f"{what.memory_mb}m", "--memory-swap", f"{what.memory_mb}m"]
     for target, source in what.mounts.items():
         command += ["--mount", f"type=bind,source={source},target={target},readonly"]
+    handed = {name: value for name, value in what.environment.items() if not name.startswith(_HEEDED)}
     for variable, value in what.environment.items():
-        command += ["--env", f"{variable}={value}"]
-    return [*command, _known_as(what.image), "serve"]
+        command += ["--env", variable if variable in handed else f"{variable}={value}"]
+    return [*command, _known_as(what.image), "serve"], {**os.environ, **handed}
 
 
 def kill(engine: str, name: str) -> None:
