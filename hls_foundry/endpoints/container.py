@@ -99,7 +99,7 @@ class ServerContainer:
         shared = folder / self.control
         shared.mkdir()
         shared.chmod(0o777)
-        told = _run(self.engine, *self._command(spec, folder, shared, bundle, environment))
+        told = _run(self.engine, *self._command(spec, folder, shared, bundle, environment), folder=folder)
         if told.returncode:
             raise EndpointError(f"{self.engine} cannot start {spec.image}: {refusal(self.engine, told.stderr)}")
         pid = int(self._tells("{{.State.Pid}}") or 0)
@@ -213,12 +213,22 @@ def _call(engine: str, *command: str) -> str | None:
     raise EndpointError(refusal(engine, told.stderr))
 
 
-def _run(engine: str, *command: str, merged: bool = False) -> subprocess.CompletedProcess[str]:
-    """`merged`: what it says on stderr is among what it prints. Raises EndpointError where there is no such program, or it hangs."""
+def _run(engine: str, *command: str, merged: bool = False, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`merged`: what it says on stderr is among what it prints. Raises EndpointError where there is no such program, or it hangs.
+
+    `folder`: where it runs; podman's monitor leaves a file `oom` there once a container is out of memory.
+    """
     errors = subprocess.STDOUT if merged else subprocess.PIPE
     try:
         return subprocess.run(
-            [engine, *command], stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace", timeout=ENGINE_S, check=False
+            [engine, *command],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+            timeout=ENGINE_S,
+            check=False,
+            cwd=folder,
         )
     except FileNotFoundError:
         raise EndpointError(f"{engine} is not on the PATH: install it again, or put it there") from None
