@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -366,4 +367,5 @@ def dashboard(task: str | None, run: str | None, port: int | None, no_open: bool
 
 
 if __name__ == "__main__":
+    gc.set_threshold(50_000, 20, 20)  # ZenML and torch are half a million objects that stay: looking among them for garbage takes a second
     main()

@@ -31,12 +31,15 @@ def start_zenml() -> None:
     from zenml.logger import ZenMLConsoleHandler  # importing it sets up the root logger
     from zenml.utils import source_utils
 
+    from stacks.integrations import activate_on_demand
+
     source_utils.set_custom_source_root(str(REPOSITORY))
     for handler in logging.getLogger().handlers:
         if isinstance(handler, ZenMLConsoleHandler):
             handler.setStream(sys.stderr)  # standard output is for the summary
             handler.setFormatter(logging.Formatter("%(message)s"))
             handler.addFilter(_said_elsewhere)
+    activate_on_demand()
     _open_store()
     logging.getLogger("hls_foundry").setLevel(logging.INFO)
     logging.getLogger("steps").setLevel(logging.INFO)

@@ -25,8 +25,9 @@ from hls_foundry.chips.synthetic.spectra import SPECTRA
 from hls_foundry.evaluation.baseline import normalised_difference
 from hls_foundry.evaluation.evaluate import composite
 from hls_foundry.evaluation.metrics import Scores
+from hls_foundry.inference.masks import mask_from_probabilities
 from hls_foundry.inference.polygons import polygons
-from hls_foundry.inference.predictor import Predictor, mask_from_probabilities
+from hls_foundry.inference.predictor import Predictor
 from hls_foundry.models.bundle import load_bundle, unpack_bundle
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,6 @@ from hls_foundry.chips.splits import Splits
 from hls_foundry.config import DataConfig, TaskConfig
 from hls_foundry.evaluation.evaluate import EvaluationReport
 from hls_foundry.evaluation.evaluate import evaluate as evaluate_predictor
-from hls_foundry.inference.predictor import Predictor
 from hls_foundry.models.bundle import load_bundle
 from hls_foundry.progress import progress_bar
 from steps.artifacts import BundleFolder
@@ -23,6 +22,8 @@ log = logging.getLogger(__name__)
 
 @step(cache_policy=depends_on("chips", "models", "inference", "evaluation"), output_materializers=ResultMaterializer)
 def evaluate(splits: Splits, bundle: BundleFolder, task: TaskConfig, data: DataConfig) -> Annotated[EvaluationReport, EVALUATION]:
+    from hls_foundry.inference.predictor import Predictor  # torch takes two seconds to import, and others only name this step
+
     with progress_bar("evaluate") as progress:
         report = evaluate_predictor(Predictor(load_bundle(bundle.path)), on_this_machine(splits, task, data), data, task, progress=progress)
     log.info(

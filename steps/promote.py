@@ -20,7 +20,6 @@ from hls_foundry.evaluation.evaluate import EvaluationReport, measure
 from hls_foundry.evaluation.metrics import Scores
 from hls_foundry.evaluation.promotion import Promotion, decide
 from hls_foundry.home import foundry_home
-from hls_foundry.inference.predictor import Predictor
 from hls_foundry.models.bundle import load_bundle, unpack_bundle, weights_digest
 from steps.artifacts import BundleFolder, PromotionRecord
 from steps.lineage import record_run, shown
@@ -98,6 +97,8 @@ def _link(version: ModelVersionResponse) -> None:
 
 def _measure_production(production: ModelVersionResponse, splits: Splits, data: DataConfig) -> Scores | None:
     """Scores of the production bundle on these test chips; None when its archive is gone. Raises EndpointError where S3 refuses it."""
+    from hls_foundry.inference.predictor import Predictor  # torch takes two seconds to import, and a first version does without
+
     uri, sha256 = str(production.run_metadata.get("uri", "")), str(production.run_metadata.get("sha256", ""))
     try:
         # In S3 with the usual credentials: on SageMaker the job's role.

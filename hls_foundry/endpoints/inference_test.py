@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,11 @@ from hls_foundry.endpoints.inbox import S3Inbox
 from hls_foundry.endpoints.replies import judge_polygons, mask_of_npy, mask_of_tiff, problem_of_png
 from hls_foundry.errors import EndpointError
 from hls_foundry.evaluation.evaluate import composite
-from hls_foundry.inference.predictor import Predictor, mask_from_probabilities
+from hls_foundry.inference.masks import mask_from_probabilities
 from hls_foundry.models.bundle import load_bundle, unpack_bundle
+
+if TYPE_CHECKING:
+    from hls_foundry.inference.predictor import Predictor
 
 TIFF, JSON, NPY, GEOJSON, PNG = "image/tiff", "application/json", "application/x-npy", "application/geo+json", "image/png"
 REQUESTS = (TIFF, JSON, NPY)
@@ -189,6 +192,8 @@ def run_inference_test(
 
 
 def _predictor(bundle: Path) -> Predictor:
+    from hls_foundry.inference.predictor import Predictor  # torch takes two seconds to import
+
     if bundle.is_dir():
         return Predictor(load_bundle(bundle))
     with tempfile.TemporaryDirectory(prefix="hls-bundle-") as folder:

@@ -16,7 +16,7 @@ from rasterio.io import MemoryFile
 from hls_foundry.chips.reader import degrees_transformer
 from hls_foundry.chips.scene import Grid
 from hls_foundry.endpoints.client import Reply
-from hls_foundry.inference.predictor import mask_from_probabilities
+from hls_foundry.inference.masks import mask_from_probabilities
 
 AREA_TOLERANCE = 0.02
 INSIDE_TOLERANCE_PX = 0.5  # coordinates are rounded to a centimetre; half a pixel is far more than that

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from hls_foundry.chips.scene import Grid
 from hls_foundry.errors import BundleError, ChipError, ConfigError
+from hls_foundry.inference.masks import mask_from_probabilities
 from hls_foundry.inference.rasters import (
     MASK_NODATA,
     PROBABILITY_NODATA,
@@ -78,24 +79,6 @@ def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "
         capable = torch.cpu.get_capabilities()
         return "bf16" if capable.get("avx512_bf16") or capable.get("amx_bf16") else "fp32"
     return "fp32"
-
-
-def mask_from_probabilities(probabilities: npt.NDArray[np.float32], threshold: float | None = None) -> npt.NDArray[np.int16]:
-    """int16 (H, W) from float32 (K, H, W): the most probable class, or class 1 from `threshold` (0–1) up; −1 where there is no data.
-
-    Raises ConfigError for a threshold outside 0–1.
-    """
-    if threshold is not None and not 0.0 <= threshold <= 1.0:
-        raise ConfigError(f"threshold {threshold} is no probability: give a number from 0 to 1")
-    mask: npt.NDArray[np.int16]
-    if threshold is not None:
-        mask = (probabilities[1] >= threshold).astype(np.int16)
-    elif len(probabilities) == 2:
-        mask = (probabilities[1] > probabilities[0]).astype(np.int16)  # argmax, many times faster
-    else:
-        mask = probabilities.argmax(axis=0).astype(np.int16)
-    mask[np.isnan(probabilities[0])] = -1
-    return mask
 
 
 class Predictor:

@@ -15,19 +15,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch.overrides import TorchFunctionMode
 
 from hls_foundry.chips.bands import BANDS
 from hls_foundry.errors import BundleError, ConfigError
 from hls_foundry.models.model_card import render_model_card
-from hls_foundry.models.segmenter import Segmenter, segmenter_from_architecture
-from hls_foundry.models.tuning import merged_state
+
+if TYPE_CHECKING:
+    from hls_foundry.models.segmenter import Segmenter
 
 __all__ = [
     "Bundle", "BundleManifest", "load_bundle", "pack_bundle", "render_model_card",
@@ -91,6 +89,11 @@ def save_bundle(folder: Path, model: Segmenter, manifest: BundleManifest) -> Pat
 
     Raises BundleError with one line; then nothing of the new bundle is left, and an earlier one stays.
     """
+    import torch  # here and in load_bundle only: its import takes two seconds, and most of what is done with bundles goes without
+    from safetensors.torch import save_file
+
+    from hls_foundry.models.tuning import merged_state
+
     state = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in merged_state(model).items()}
     with _whole_folder(folder) as partial:
         save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
@@ -139,6 +142,11 @@ def load_bundle(folder: Path) -> Bundle:
 
     Raises BundleError with one line for a missing or truncated file, a newer schema, or weights of another architecture.
     """
+    import torch
+    from safetensors.torch import load_file
+
+    from hls_foundry.models.segmenter import WithoutRandomWeights, segmenter_from_architecture
+
     manifest = read_manifest(folder)
     path = folder / WEIGHTS
     try:
@@ -153,7 +161,7 @@ def load_bundle(folder: Path) -> Bundle:
             f"{path} cannot be read ({' '.join(str(error).split())}): it is damaged or cut short; fetch the bundle again"
         ) from None
     try:
-        with _WithoutRandomWeights():
+        with WithoutRandomWeights():
             model = segmenter_from_architecture(manifest.architecture)
     except ConfigError as error:
         raise BundleError(f"{folder / MANIFEST}: {error}") from None
@@ -291,19 +299,6 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
 def _flush_to_disk(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-class _WithoutRandomWeights(TorchFunctionMode):
-    """Builds modules without drawing weights that a file is about to replace.
-
-    What building on the meta device would do as well, at the cost of importing sympy: a second of the endpoint's cold start.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        named = kwargs or {}
-        if func in (torch.Tensor.uniform_, torch.Tensor.normal_) or getattr(func, "__module__", "") == "torch.nn.init":
-            return named["tensor"] if "tensor" in named else args[0]
-        return func(*args, **named)
 
 
 def _digest(folder: Path) -> str:

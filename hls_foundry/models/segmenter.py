@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from hls_foundry.config import ModelConfig
 from hls_foundry.errors import ConfigError
@@ -214,3 +216,16 @@ def segmenter_from_architecture(description: dict[str, Any]) -> Segmenter:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"model architecture{f', {key}' if key else ''}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+class WithoutRandomWeights(TorchFunctionMode):
+    """Builds modules without drawing weights that a file is about to replace.
+
+    What building on the meta device would do as well, at the cost of importing sympy: a second of the endpoint's cold start.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        named = kwargs or {}
+        if func in (torch.Tensor.uniform_, torch.Tensor.normal_) or getattr(func, "__module__", "") == "torch.nn.init":
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)

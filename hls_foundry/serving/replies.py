@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from hls_foundry.chips.scene import Scene
 from hls_foundry.errors import ChipError, RequestError
+from hls_foundry.inference.masks import mask_from_probabilities
 from hls_foundry.inference.polygons import feature_collection, polygons
-from hls_foundry.inference.predictor import RollingRows, mask_from_probabilities
+from hls_foundry.inference.predictor import RollingRows
 from hls_foundry.inference.rasters import MASK_NODATA, mask_as_uint8, overlay_png, write_cog
 from hls_foundry.serving.decode import Decoded, LargeScene, unreadable
 from hls_foundry.serving.negotiation import ReplyFormat

@@ -10,16 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import torch
-from safetensors.torch import load_file
 
 from hls_foundry.config import DataConfig, InferenceConfig, ModelConfig, TaskConfig, TrainingConfig
 from hls_foundry.errors import TrainingError
-from hls_foundry.inference.predictor import resolve_precision
 from hls_foundry.models.bundle import BundleManifest, save_bundle
-from hls_foundry.models.segmenter import segmenter_from_architecture
 from hls_foundry.revision import code_version, package_versions
-from hls_foundry.training.launcher import launch
 from hls_foundry.training.request import SCALARS, TrainingRequest, TrainingResult
 from hls_foundry.training.work_folder import claimed
 
@@ -47,6 +42,10 @@ def fine_tune(
     folder, which lies there as well, and what the training said. Raises what `launch` raises, and BundleError where the bundle
     cannot be written.
     """
+    from safetensors.torch import load_file  # late, as below: torch takes two seconds to import, and FineTuneConfig does without
+
+    from hls_foundry.models.segmenter import segmenter_from_architecture
+
     if config.model.frames != 1:
         raise TrainingError(f"model.frames={config.model.frames}: a chip holds one date, so there is nothing to stack; set model.frames=1")
     draft, scalars = _draft(table, root, config, home)
@@ -66,6 +65,8 @@ def _result(request: TrainingRequest, *, restarted: bool) -> TrainingResult:
             return TrainingResult.load(request.folder)
         shutil.rmtree(request.folder / "checkpoints", ignore_errors=True)  # finished before: this is a new training, not a resumed one
         (request.folder / "result.json").unlink()
+    from hls_foundry.training.launcher import launch
+
     return launch(request)
 
 
@@ -97,6 +98,10 @@ def _request(draft: TrainingRequest, scalars: pd.DataFrame, folder: Path) -> Tra
 def _manifest(
     config: FineTuneConfig, result: TrainingResult, table: pd.DataFrame, lineage: Mapping[str, str | int | float]
 ) -> BundleManifest:
+    import torch
+
+    from hls_foundry.inference.predictor import resolve_precision
+
     counts = table["split"].value_counts()
     facts: dict[str, str | int | float] = {
         "training_digest": result.digest,

@@ -13,7 +13,8 @@ from torch import nn
 from hls_foundry.chips.reader import read_mask
 from hls_foundry.chips.scene import Scene
 from hls_foundry.evaluation.metrics import ConfusionCounter, Scores
-from hls_foundry.inference.predictor import Predictor, mask_from_probabilities
+from hls_foundry.inference.masks import mask_from_probabilities
+from hls_foundry.inference.predictor import Predictor
 from hls_foundry.training.data import SplitChips
 from hls_foundry.training.losses import SegmentationLoss
 from hls_foundry.training.processes import Processes

@@ -36,7 +36,7 @@ from zenml.steps.base_step import BaseStep
 from zenml.utils import source_utils
 
 from hls_foundry.errors import FoundryError, Preempted
-from stacks.slurm.integrations import activate_on_demand
+from stacks.integrations import activate_on_demand
 from stacks.slurm.own_job import ENDED, RESTARTING, OwnJob
 from stacks.slurm.plan import RUN_ID
 

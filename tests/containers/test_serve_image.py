@@ -21,7 +21,8 @@ from containers.build import version
 from hls_foundry.config import DataConfig
 from hls_foundry.endpoints.client import EndpointClient, Reply
 from hls_foundry.endpoints.inference_test import run_inference_test
-from hls_foundry.inference.predictor import Predictor, mask_from_probabilities
+from hls_foundry.inference.masks import mask_from_probabilities
+from hls_foundry.inference.predictor import Predictor
 from hls_foundry.models.bundle import load_bundle, pack_bundle
 from tests.containers.running import Image, mounted, readable
 from tests.serving.bundles import tiny_bundle

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from hls_foundry.config import ModelConfig
 from hls_foundry.errors import BundleError, ChipError, ConfigError
-from hls_foundry.inference.predictor import Predictor, RollingRows, mask_from_probabilities
+from hls_foundry.inference.masks import mask_from_probabilities
+from hls_foundry.inference.predictor import Predictor, RollingRows
 from hls_foundry.models.bundle import BundleManifest, load_bundle, save_bundle
 from hls_foundry.models.segmenter import build_segmenter
 

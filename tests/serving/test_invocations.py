@@ -15,7 +15,8 @@ import shapely
 
 from hls_foundry.chips.reader import ChipReader
 from hls_foundry.endpoints.client import Reply
-from hls_foundry.inference.predictor import Predictor, mask_from_probabilities
+from hls_foundry.inference.masks import mask_from_probabilities
+from hls_foundry.inference.predictor import Predictor
 from hls_foundry.models.bundle import load_bundle
 from tests.serving.conftest import ABSENT_BUCKET, BUCKET, MAX_BODY_MB, Aws
 from tests.serving.running import RunningServer

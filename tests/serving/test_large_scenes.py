@@ -15,7 +15,7 @@ import rasterio
 
 from hls_foundry.endpoints.client import EndpointClient
 from hls_foundry.errors import RequestError
-from hls_foundry.inference.predictor import mask_from_probabilities
+from hls_foundry.inference.masks import mask_from_probabilities
 from hls_foundry.inference.rasters import mask_as_uint8
 from hls_foundry.serving import decode as decoding
 from hls_foundry.serving.decode import LargeScene, decode
