@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import click
 
 from cli.interrupts import heeded_interrupts
 from cli.screen import Screen
+from hls_foundry.collection import collect_seldom
 from hls_foundry.errors import ConfigError, FoundryError, Preempted
 from hls_foundry.home import REPOSITORY, foundry_home
 
@@ -367,5 +367,5 @@ def dashboard(task: str | None, run: str | None, port: int | None, no_open: bool
 
 
 if __name__ == "__main__":
-    gc.set_threshold(50_000, 20, 20)  # ZenML and torch are half a million objects that stay: looking among them for garbage takes a second
+    collect_seldom()
     main()

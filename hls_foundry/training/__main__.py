@@ -11,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from hls_foundry.collection import collect_seldom
 from hls_foundry.errors import FoundryError, Preempted
 from hls_foundry.training.interruption import LAUNCHER_PID, PREEMPTED
 
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _work(path: Path, rank: int) -> int:
+    collect_seldom()
     # Late: torch takes seconds to import, and a wrong command line should not.
     from hls_foundry.training.reports import WorkerReport
     from hls_foundry.training.request import TrainingRequest

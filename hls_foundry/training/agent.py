@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from hls_foundry.collection import collect_seldom
 from hls_foundry.training.atomic import write_atomically
 from hls_foundry.training.interruption import PREEMPTED, STOP_SIGNALS
 
@@ -80,6 +81,7 @@ class SignalRelay:
 def main() -> int:
     """Run Accelerate's command line on `sys.argv`: 0 where all workers ended well, 85 where they saved and stopped, else 1."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # before torch: its warnings on lost connections are stack traces
+    collect_seldom()
     # Late: Accelerate takes seconds to import, and those who only want the command line should not wait for it.
     import torch
     from accelerate.commands.launch import main as accelerate_launch

@@ -5,10 +5,10 @@ It runs whether or not anybody is watching, so that a step that was killed, time
 
 from __future__ import annotations
 
-import gc
+from hls_foundry.collection import collect_seldom
 
 if __name__ == "__main__":
-    gc.disable()  # a process of seconds, most of them ZenML's import: looking for garbage takes a seventh of that
+    collect_seldom()
 
 import logging
 import os

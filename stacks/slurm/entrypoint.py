@@ -7,10 +7,10 @@ restarted job to go on with or for the closing job to end.
 
 from __future__ import annotations
 
-import gc
+from hls_foundry.collection import collect_seldom
 
 if __name__ == "__main__":
-    gc.disable()  # until ZenML is imported: its thousands of classes are there to stay, and looking for garbage among them takes 0.4 s
+    collect_seldom()
 
 import logging
 import os
@@ -151,8 +151,6 @@ def main(arguments: list[str]) -> None:
         configuration.prepare_code_environment()
         activate_on_demand()
         _ = Client().zen_store
-        gc.freeze()
-        gc.enable()
         try:
             configuration.run()
         except FoundryError:  # what a user can mend: ZenML has just logged it in one line, and a trace would hide that

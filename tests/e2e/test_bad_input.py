@@ -139,28 +139,31 @@ def test_checkpoints_that_cannot_be_used(home: Path, chips: Path, tmp_path: Path
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("seconds", [1.5, 3.0, 7.0, 11.0])
-def test_ctrl_c_at_any_moment_leaves_nothing_half_written_and_the_command_can_be_run_again(seconds: float, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "run.py"),
-        *QUICK,
-        "--data",
-        "synthetic://?chips=12&size=64&seed=9",
-        "--set",
-        "training.max_steps=400",
-    ]
+def interrupted(command: list[str], home: Path, line: str) -> str:
+    """What the command says that gets a Ctrl-C once it has printed a line that begins so; with "", while it is still starting."""
     process = subprocess.Popen(
-        command, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
-    time.sleep(seconds)
+    assert process.stdout is not None
+    said = ""
+    if not line:
+        time.sleep(1.5)
+    while line and not said.rpartition("\n")[2].startswith(line):
+        said = said + "\n" + process.stdout.readline().rstrip()
+        assert process.poll() is None, said
     os.killpg(process.pid, signal.SIGINT)
-    told, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "Traceback" not in told
-    left = [path for path in (tmp_path / "foundry").rglob("*") if "partial" in path.name or path.name.endswith(".tmp")]
-    assert not left
-    again = [*command[:-1], "training.max_steps=2"]
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said + rest
+    return said + rest
+
+
+def test_ctrl_c_at_any_moment_leaves_nothing_half_written_and_the_command_can_be_run_again(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "run.py"), *QUICK, "--data", "synthetic://?chips=12&size=64&seed=9"]
+    longer = [*command, "--set", "training.max_steps=400"]
+    for moment in ("", "ingest ", "validate ", "step ", "evaluate "):
+        assert "Traceback" not in interrupted(longer, tmp_path, moment), moment
+        left = [path for path in (tmp_path / "foundry").rglob("*") if "partial" in path.name or path.name.endswith(".tmp")]
+        assert not left, moment
     loose = ("--set", "promotion.min_iou=0", "--set", "promotion.min_gain_over_baseline=-1", "--set", "validation.max_bad_share=1")
-    answer = subprocess.run([*again, *loose], env=environment(tmp_path), capture_output=True, text=True, timeout=200)
+    answer = subprocess.run([*command, *loose], env=environment(tmp_path), capture_output=True, text=True, timeout=200)
     assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-2000:]

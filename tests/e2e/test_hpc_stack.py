@@ -75,9 +75,29 @@ def train(login: LoginNode, name: str) -> Finished:
     return Finished(login, answer.stdout, answer.stderr, json.loads(file.read_text()))
 
 
+def publishing_to_s3(login: LoginNode, rehearsal: Rehearsal) -> LoginNode:
+    """The same user with a copy of the code whose site s3 publishes to the rehearsal; credentials are in a profile of the user's own."""
+    here, bucket = rehearsal.environment, rehearsal.prepare().bucket
+    profile = {
+        "endpoint_url": here["AWS_ENDPOINT_URL"],
+        "region": here["AWS_REGION"],
+        "aws_access_key_id": here["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": here["AWS_SECRET_ACCESS_KEY"],
+    }
+    config, tree = login.folder / "aws-config", login.folder / "tree"
+    config.write_text("\n".join(["[profile lab]", *(f"{key} = {value}" for key, value in profile.items())]))
+    for name in TREE:
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tree / name)
+    site = yaml.safe_load((tree / "stacks" / "sites" / "rehearsal.yaml").read_text())
+    site["settings"]["slurm"]["environment"] = {"AWS_CONFIG_FILE": str(config)}
+    site["publish"] = {"folder": "", "bucket": bucket, "prefix": "from-the-cluster", "aws": {"profile": "lab"}}
+    (tree / "stacks" / "sites" / "s3.yaml").write_text(yaml.safe_dump(site))
+    return LoginNode(login.folder, login.before, login.more, tree)
+
+
 @pytest.fixture(scope="module")
-def unprivileged() -> Iterator[tuple[LoginNode, subprocess.Popen[str]] | None]:
-    """A user without privileges, on a cluster of its own, and its run.py; None where that is what all tests are."""
+def unprivileged(aws_rehearsal: Rehearsal) -> Iterator[tuple[LoginNode, subprocess.Popen[str]] | None]:
+    """A user without privileges, on a cluster of its own that publishes to S3, and its run.py; None where that is what all tests are."""
     if os.geteuid() != 0:
         yield None
         return
@@ -85,9 +105,11 @@ def unprivileged() -> Iterator[tuple[LoginNode, subprocess.Popen[str]] | None]:
     folder.mkdir(mode=0o700)
     try:
         (folder / ".gitconfig").write_text("[safe]\n\tdirectory = *\n")  # the checkout is root's
-        os.chown(folder, NOBODY, NOBODY)
-        user = LoginNode(folder, (*open_way(folder), *AS_NOBODY), {"HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"})
-        with on_a_cluster(user, *SHAPE) as login, login.start(*login.hpc(*QUICK, "--json", str(folder / "run.json"))) as process:
+        environment = {"HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        user = publishing_to_s3(LoginNode(folder, (*open_way(folder), *AS_NOBODY), environment), aws_rehearsal)
+        subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", str(folder)], check=True)
+        asked = (*QUICK, "--site", "s3", "--json", str(folder / "run.json"))
+        with on_a_cluster(user, *SHAPE) as login, login.start(*login.hpc(*asked)) as process:
             yield login, process
             process.kill()
     finally:
@@ -239,35 +261,17 @@ def test_a_user_without_privileges_has_it_all_on_a_cluster_of_its_own(
 def test_jobs_publish_to_s3_where_the_site_says_so(
     first: Finished, unprivileged: tuple[LoginNode, subprocess.Popen[str]] | None, aws_rehearsal: Rehearsal
 ) -> None:
-    """Who else than root runs it, on nodes with a network: credentials are in a profile of the user's own files, as anywhere."""
-    login, process = unprivileged or (first.login, None)
-    if process is not None and process.returncode is None:
-        ended(process)
-    here, bucket = aws_rehearsal.environment, aws_rehearsal.prepare().bucket
-    profile = {
-        "endpoint_url": here["AWS_ENDPOINT_URL"],
-        "region": here["AWS_REGION"],
-        "aws_access_key_id": here["AWS_ACCESS_KEY_ID"],
-        "aws_secret_access_key": here["AWS_SECRET_ACCESS_KEY"],
-    }
-    config = login.folder / "aws-config"
-    config.write_text("\n".join(["[profile lab]", *(f"{key} = {value}" for key, value in profile.items())]))
-    tree = login.folder / "tree"
-    for name in TREE:
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tree / name)
-    site = yaml.safe_load((tree / "stacks" / "sites" / "rehearsal.yaml").read_text())
-    site["settings"]["slurm"]["environment"] = {"AWS_CONFIG_FILE": str(config)}
-    site["publish"] = {"folder": "", "bucket": bucket, "prefix": "from-the-cluster", "aws": {"profile": "lab"}}
-    (tree / "stacks" / "sites" / "s3.yaml").write_text(yaml.safe_dump(site))
-    if process is not None:
-        subprocess.run(["chown", "-R", str(NOBODY), str(tree), str(config)], check=True)
-
-    file = login.folder / "published.json"
-    there = LoginNode(login.folder, login.before, login.more, tree)
-    there.run(*there.hpc(*QUICK, "--site", "s3", "--json", str(file)))
-    model = json.loads(file.read_text())["model"]
+    """Of the user without privileges, on nodes with a network."""
+    if unprivileged is not None:
+        login, process = unprivileged
+        if process.returncode is None:
+            ended(process)
+    else:
+        login = publishing_to_s3(first.login, aws_rehearsal)
+        login.run(*login.hpc(*QUICK, "--site", "s3", "--json", str(login.folder / "run.json")))
+    model, bucket = json.loads((login.folder / "run.json").read_text())["model"], aws_rehearsal.prepare().bucket
     assert model["uri"] == f"s3://{bucket}/from-the-cluster/flood/{model['version']}-{model['sha256'][:12]}/model.tar.gz"
-    told = {"AWS_CONFIG_FILE": str(config), "AWS_PROFILE": "lab"}
+    told = {"AWS_CONFIG_FILE": str(login.folder / "aws-config"), "AWS_PROFILE": "lab"}
     ask = [sys.executable, "-c", DIGEST, bucket, model["uri"].removeprefix(f"s3://{bucket}/")]
     assert subprocess.run(ask, env={**login.environment, **told}, capture_output=True, text=True, check=True).stdout == model["sha256"]
 
