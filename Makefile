@@ -4,6 +4,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 TASK ?= burn_scars
+# Of the tests: processes side by side, one thread each, and what pytest is told besides.
+WORKERS ?= 3
+TESTS ?=
 
 .PHONY: help install run test test-images lint system system-images images bill push lock docs pictures course figures bench clean
 .DEFAULT_GOAL := help
@@ -23,7 +26,7 @@ run: install  ## chips in, tested endpoint out, on this machine (TASK=flood for 
 	@$(BIN)/python run.py --task $(TASK)
 
 test: install  ## the tests; what this machine lacks is skipped with the reason (make system installs it)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-images: install  ## the tests that build and run the images (docker or podman, and the base image)
 	@OMP_NUM_THREADS=1 HLS_REQUIRE=all $(BIN)/python -m pytest -m image tests/containers tests/e2e

@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole stacks and clusters first: with two workers, a long file at the end would leave one of them with nothing to do."""
-    long = ("e2e", "browser", "slurm", "training")
+    """Whole stacks and clusters first: with a few workers, a long file at the end would leave the others with nothing to do."""
+    long = ("e2e", "browser", "containers", "slurm", "training")
     items.sort(key=lambda item: next((n for n, room in enumerate(long) if f"/tests/{room}/" in item.path.as_posix()), len(long)))
 
 
